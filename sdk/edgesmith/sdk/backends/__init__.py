@@ -1,0 +1,1 @@
+"""What runs a graph: one file a library, one table that chooses."""

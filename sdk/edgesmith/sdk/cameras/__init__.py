@@ -1,0 +1,7 @@
+"""Where frames come from: files, folders, cameras."""
+
+from edgesmith.sdk.cameras.base import Camera, Frame
+from edgesmith.sdk.cameras.open import open_camera
+from edgesmith.sdk.cameras.pictures import PictureFolder, list_pictures, read_image
+
+__all__ = ["Camera", "Frame", "PictureFolder", "list_pictures", "open_camera", "read_image"]

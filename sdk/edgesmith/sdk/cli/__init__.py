@@ -1,0 +1,1 @@
+"""The command line: one tree of commands, one file a command."""

@@ -1,0 +1,1 @@
+"""Canonical tensors to results."""

@@ -1,0 +1,270 @@
+"""The one preprocess: calibration, evaluation, the demo and the robot all come through here.
+
+A frame is BGR uint8 ``(H, W, 3)``. What a network was trained with is a
+:class:`~edgesmith.sdk.manifest.Preprocess`, which travels in the bundle's manifest.
+:func:`prepare` writes the network's input and returns the :class:`Geometry` that maps boxes, points
+and masks back onto the frame.
+
+    value = (pixel * scale - mean) / std        pixel 0..255, channel by channel
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import cv2
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from edgesmith.sdk.errors import CameraFormatError
+from edgesmith.sdk.manifest import Color, Preprocess
+
+__all__ = ["Geometry", "Preprocess", "prepare", "prepared"]
+
+Frame8 = NDArray[np.uint8]
+Tensor = NDArray[np.float32]
+INTERPOLATIONS = {
+    "linear": cv2.INTER_LINEAR,
+    "area": cv2.INTER_AREA,
+    "cubic": cv2.INTER_CUBIC,
+    "nearest": cv2.INTER_NEAREST,
+}
+
+
+class Geometry(msgspec.Struct, frozen=True):
+    """Where the frame lies in the network's input: ``input = frame * scale + offset``, per axis.
+
+    ``height`` and ``width`` are the frame's; ``rows`` and ``columns`` the input's; pixels.
+    """
+
+    height: int
+    width: int
+    rows: int
+    columns: int
+    scale_x: float = 1.0
+    scale_y: float = 1.0
+    offset_x: float = 0.0
+    offset_y: float = 0.0
+
+    def boxes_to_image(self, boxes: Tensor) -> Tensor:
+        """Boxes ``(n, 4)`` xyxy from input pixels to frame pixels, cut at the frame's border."""
+        scale = np.array([self.scale_x, self.scale_y] * 2, np.float32)
+        offset = np.array([self.offset_x, self.offset_y] * 2, np.float32)
+        mapped = (boxes - offset) / scale
+        limit = np.array([self.width, self.height] * 2, np.float32)
+        np.clip(mapped, 0.0, limit, out=mapped)
+        return np.asarray(mapped, np.float32)
+
+    def boxes_to_input(self, boxes: Tensor) -> Tensor:
+        """Boxes ``(n, 4)`` xyxy from frame pixels to input pixels."""
+        scale = np.array([self.scale_x, self.scale_y] * 2, np.float32)
+        offset = np.array([self.offset_x, self.offset_y] * 2, np.float32)
+        return np.asarray(boxes * scale + offset, np.float32)
+
+    def points_to_image(self, points: Tensor) -> Tensor:
+        """Points ``(n, 2)`` as x, y from input pixels to frame pixels (not cut)."""
+        scale = np.array([self.scale_x, self.scale_y], np.float32)
+        offset = np.array([self.offset_x, self.offset_y], np.float32)
+        return np.asarray((points - offset) / scale, np.float32)
+
+    def map_to_image(self, values: Tensor) -> Tensor:
+        """A map ``(h, w)`` that covers the whole input, at the frame's size ``(height, width)``.
+
+        The map may be coarser than the input. Interpolation is bilinear; where the input does
+        not show the frame (a centre crop), the nearest value stands.
+        """
+        step_y, step_x = values.shape[0] / self.rows, values.shape[1] / self.columns
+        # Pixel centres: frame x + 0.5 lies at (x + 0.5) * scale + offset in input pixels.
+        matrix = np.array(
+            [
+                [self.scale_x * step_x, 0.0, (0.5 * self.scale_x + self.offset_x) * step_x - 0.5],
+                [0.0, self.scale_y * step_y, (0.5 * self.scale_y + self.offset_y) * step_y - 0.5],
+            ]
+        )
+        warped = cv2.warpAffine(
+            values, matrix, (self.width, self.height),
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE,
+        )  # fmt: skip
+        return np.asarray(warped, np.float32)
+
+
+def prepare(preprocess: Preprocess, frame: Frame8, *, out: NDArray[np.generic] | None = None) -> Geometry:
+    """Write one frame, BGR uint8 ``(H, W, 3)``, into ``out`` as the network takes it.
+
+    Args:
+        preprocess: what the network was trained with.
+        frame: the picture; any memory layout.
+        out: C-contiguous array of ``preprocess.tensor_shape(H, W)``, float32 for ``nchw``, uint8
+            for ``nhwc``; every element is written.
+
+    Raises:
+        CameraFormatError: the frame or ``out`` has another shape or type.
+    """
+    height, width = _checked(frame)
+    fitted, geometry = _fit(preprocess, _colored(frame, preprocess.color), height, width)
+    shape = preprocess.tensor_shape(height, width)
+    wanted = np.dtype(np.float32 if preprocess.layout == "nchw" else np.uint8)
+    if out is None or out.shape != shape or out.dtype != wanted or not out.flags.carray:
+        got = "nothing" if out is None else f"{out.dtype} {out.shape}"
+        raise CameraFormatError(
+            f"prepare writes into a writable C-contiguous {wanted} array of {shape}, got {got}"
+        )
+    if preprocess.layout == "nhwc":
+        np.copyto(out, (fitted[..., ::-1] if preprocess.color == "rgb" else fitted).reshape(shape))
+    else:
+        _normalise(preprocess, fitted, out)
+    return geometry
+
+
+def prepared(preprocess: Preprocess, frame: Frame8) -> tuple[Tensor, Geometry]:
+    """Like :func:`prepare`, into a new tensor with a batch axis: ``(1, C, H, W)`` or ``(1, H, W, C)``."""
+    height, width = _checked(frame)
+    shape = (1, *preprocess.tensor_shape(height, width))
+    out = np.empty(shape, np.float32 if preprocess.layout == "nchw" else np.uint8)
+    return out, prepare(preprocess, frame, out=out[0])
+
+
+def _checked(frame: Frame8) -> tuple[int, int]:
+    if not isinstance(frame, np.ndarray):
+        raise CameraFormatError(f"a frame is a numpy array, got {type(frame).__name__}")
+    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
+        raise CameraFormatError(
+            f"a frame is BGR uint8 (H, W, 3), got {frame.dtype} {frame.shape}; "
+            "convert grey pictures with cv2.cvtColor(x, cv2.COLOR_GRAY2BGR)"
+        )
+    return frame.shape[0], frame.shape[1]
+
+
+def _colored(frame: Frame8, color: Color) -> Frame8:
+    if not frame.flags.c_contiguous:
+        frame = np.ascontiguousarray(frame)
+    if color == "y":
+        return np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2YCrCb)[..., :1])
+    return frame  # BGR to RGB is a matter of which plane goes where: see _normalise
+
+
+def _fit(preprocess: Preprocess, frame: Frame8, height: int, width: int) -> tuple[Frame8, Geometry]:
+    """Resize, pad or crop to ``preprocess.size``; colour order stays."""
+    if preprocess.size is None:
+        return frame, Geometry(height, width, height, width)
+    rows, columns = preprocess.size
+    if preprocess.fit == "none":
+        if (height, width) != (rows, columns):
+            raise CameraFormatError(
+                f"this model takes frames of {rows} x {columns} (H x W) as they are, got {height} x {width}"
+            )
+        return frame, Geometry(height, width, rows, columns)
+    if preprocess.fit == "stretch":
+        geometry = Geometry(height, width, rows, columns, columns / width, rows / height)
+        return _resized(preprocess, frame, rows, columns), geometry
+    if preprocess.fit == "resize-crop":
+        return _resize_crop(preprocess, frame, height, width)
+    return _letterbox(preprocess, frame, height, width)
+
+
+def _whole(value: float, preprocess: Preprocess) -> int:
+    # Python's round takes halves to the even number, as the usual training code does.
+    return max(1, int(value) if preprocess.rounding == "floor" else round(value))
+
+
+def _letterbox(preprocess: Preprocess, frame: Frame8, height: int, width: int) -> tuple[Frame8, Geometry]:
+    assert preprocess.size is not None
+    rows, columns = preprocess.size
+    ratio = min(rows / height, columns / width)
+    if not preprocess.upscale:
+        ratio = min(ratio, 1.0)
+    new_rows = min(_whole(height * ratio, preprocess), rows)
+    new_columns = min(_whole(width * ratio, preprocess), columns)
+    centred = preprocess.anchor == "center"
+    top = (rows - new_rows) // 2 if centred else 0
+    left = (columns - new_columns) // 2 if centred else 0
+    geometry = Geometry(
+        height, width, rows, columns, new_columns / width, new_rows / height, float(left), float(top)
+    )
+    small = _resized(preprocess, frame, new_rows, new_columns)
+    if (new_rows, new_columns) == (rows, columns):
+        return small, geometry
+    canvas = np.full((rows, columns, frame.shape[2]), preprocess.pad, np.uint8)
+    canvas[top : top + new_rows, left : left + new_columns] = small
+    return canvas, geometry
+
+
+def _resize_crop(preprocess: Preprocess, frame: Frame8, height: int, width: int) -> tuple[Frame8, Geometry]:
+    assert preprocess.size is not None
+    rows, columns = preprocess.size
+    side = preprocess.crop_side
+    ratio = side / min(height, width)
+    new_rows = max(side, _whole(height * ratio, preprocess))
+    new_columns = max(side, _whole(width * ratio, preprocess))
+    top, left = (new_rows - rows) // 2, (new_columns - columns) // 2
+    resized = _resized(preprocess, frame, new_rows, new_columns)
+    geometry = Geometry(
+        height, width, rows, columns, new_columns / width, new_rows / height, float(-left), float(-top)
+    )
+    return resized[top : top + rows, left : left + columns], geometry
+
+
+def _resized(preprocess: Preprocess, frame: Frame8, rows: int, columns: int) -> Frame8:
+    """``(rows, columns, C)`` uint8; the frame itself where it has that size already."""
+    if frame.shape[:2] == (rows, columns):
+        return frame
+    if preprocess.antialias:
+        return _antialiased(frame, rows, columns, preprocess.interpolation)
+    flag = INTERPOLATIONS[preprocess.interpolation]
+    resized = cv2.resize(frame, (columns, rows), interpolation=flag)
+    return np.asarray(resized, np.uint8).reshape(rows, columns, frame.shape[2])
+
+
+@lru_cache(maxsize=32)
+def _filter_matrix(size: int, new: int, kind: str) -> Tensor:
+    """Resampling weights ``(new, size)`` of a filter that widens when it shrinks.
+
+    The triangle and the cubic (a = -0.5) of Pillow's resize and torch's ``antialias=True``:
+    support grows with the shrink factor, each row sums to one.
+    """
+    ratio = size / new
+    stretch = max(ratio, 1.0)
+    centres = (np.arange(new) + 0.5) * ratio
+    x = np.abs((np.arange(size)[None] + 0.5 - centres[:, None]) / stretch)
+    if kind == "linear":
+        weights = np.clip(1 - x, 0, None)
+    else:
+        a = -0.5
+        near = ((a + 2) * x - (a + 3)) * x * x + 1
+        far = ((x - 5) * x + 8) * x * a - 4 * a
+        weights = np.where(x < 1, near, np.where(x < 2, far, 0.0))
+    return np.asarray(weights / weights.sum(1, keepdims=True), np.float32)
+
+
+def _antialiased(frame: Frame8, rows: int, columns: int, kind: str) -> Frame8:
+    height, width, channels = frame.shape
+    flat = frame.astype(np.float32).reshape(height, width * channels)
+    lower = (_filter_matrix(height, rows, kind) @ flat).reshape(rows, width, channels)
+    values = np.matmul(_filter_matrix(width, columns, kind), lower)
+    return np.asarray(np.clip(np.rint(values), 0, 255), np.uint8)
+
+
+@lru_cache(maxsize=64)
+def _tables(preprocess: Preprocess) -> tuple[Tensor | None, ...]:
+    """For each channel the 256 values that a pixel can become; None where it stays as it is."""
+    pixels = np.arange(256, dtype=np.float64)
+    tables: list[Tensor | None] = []
+    for channel in range(preprocess.channels):
+        mean = preprocess.mean[channel % len(preprocess.mean)]
+        std = preprocess.std[channel % len(preprocess.std)]
+        values = ((pixels * preprocess.scale - mean) / std).astype(np.float32)
+        tables.append(None if np.array_equal(values, pixels) else values)
+    return tuple(tables)
+
+
+def _normalise(preprocess: Preprocess, fitted: Frame8, out: NDArray[np.generic]) -> None:
+    # A table of 256 floats a channel is one pass over the pixels, rounded once from float64.
+    planes = [fitted[..., 0]] if fitted.shape[2] == 1 else list(cv2.split(fitted))
+    if preprocess.color == "rgb":
+        planes.reverse()
+    for plane, table, target in zip(planes, _tables(preprocess), out, strict=True):
+        if table is None:
+            np.copyto(target, plane)
+        else:
+            cv2.LUT(np.ascontiguousarray(plane), table, dst=target)

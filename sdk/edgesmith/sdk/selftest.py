@@ -1,0 +1,110 @@
+"""The bundle's self-test: its golden pictures through this machine's backend.
+
+The pictures go through the same preprocess as a frame, so a difference in either the preprocess or
+the engine shows.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import cv2
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from edgesmith.sdk.bundle import Bundle
+from edgesmith.sdk.errors import BundleError
+from edgesmith.sdk.models import Model
+
+Floats = NDArray[np.float64]
+
+
+class OutputCheck(msgspec.Struct, frozen=True, kw_only=True):
+    """One output: largest absolute difference, cosine similarity, and the difference allowed."""
+
+    name: str
+    max_abs: float
+    cosine: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """True where the difference is a number inside the tolerance."""
+        return self.max_abs <= self.tolerance
+
+
+class SelfTest(msgspec.Struct, frozen=True, kw_only=True):
+    """What the self-test found; the keys of ``verify --json``."""
+
+    passed: bool
+    backend: str
+    variant: str
+    outputs: tuple[OutputCheck, ...]
+
+
+def self_test(model: Model[Any]) -> SelfTest:
+    """Run the golden pictures and compare every output with what the bundle expects.
+
+    Raises:
+        BundleError: the golden data cannot be read.
+        BackendError: the run failed.
+    """
+    bundle = model.bundle
+    manifest = bundle.manifest
+    variant = manifest.variants[model.backend.variant]
+    expected = _arrays(bundle.path.name, variant.golden, bundle.read(variant.golden))
+    pictures = golden_pictures(bundle)
+    batches = [(outputs, len(geometries)) for outputs, geometries in model.raw(pictures)]
+    checks = []
+    for name, wanted in expected.items():
+        rows = [outputs[name][:count] for outputs, count in batches if name in outputs]
+        got = np.concatenate(rows) if rows else np.empty(0)
+        checks.append(compare(name, got, wanted, variant.tolerance.get(name, 0.0)))
+    return SelfTest(
+        passed=bool(checks) and all(check.passed for check in checks),
+        backend=model.backend.name,
+        variant=model.backend.variant,
+        outputs=tuple(checks),
+    )
+
+
+def golden_pictures(bundle: Bundle) -> list[NDArray[np.uint8]]:
+    """The bundle's golden pictures, BGR uint8 ``(H, W, 3)``."""
+    return [_picture(name, bundle.read(name)) for name in bundle.manifest.golden.images]
+
+
+def compare(name: str, got: NDArray[Any], wanted: NDArray[Any], tolerance: float) -> OutputCheck:
+    """Two arrays; another shape, or a value that is no number, is an infinite difference."""
+    if got.shape != wanted.shape:
+        return OutputCheck(name=name, max_abs=float("inf"), cosine=0.0, tolerance=tolerance)
+    a, b = got.astype(np.float64).ravel(), wanted.astype(np.float64).ravel()
+    difference = float(np.abs(a - b).max()) if a.size else 0.0
+    if not np.isfinite(difference):
+        difference = float("inf")
+    return OutputCheck(name=name, max_abs=difference, cosine=cosine(a, b), tolerance=tolerance)
+
+
+def cosine(a: Floats, b: Floats) -> float:
+    """Cosine similarity of two flat arrays; 1 where both are zero."""
+    length = float(np.linalg.norm(a)) * float(np.linalg.norm(b))
+    if length == 0.0:
+        return 1.0 if not a.any() and not b.any() else 0.0
+    value = float(a @ b) / length
+    return value if np.isfinite(value) else 0.0
+
+
+def _arrays(bundle: str, member: str, data: bytes) -> dict[str, NDArray[Any]]:
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (ValueError, OSError, EOFError, KeyError) as error:
+        raise BundleError(f"{bundle}: {member} cannot be read: {error}") from error
+
+
+def _picture(member: str, data: bytes) -> NDArray[np.uint8]:
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    if image is None:
+        raise BundleError(f"{member} is not a picture")
+    return np.asarray(image, np.uint8)

@@ -1,0 +1,142 @@
+"""Fixtures that the whole suite shares: the checkout, the assets, tiny bundles worked out by hand."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import msgspec
+import numpy as np
+import onnx
+import pytest
+
+from edgesmith.sdk.bundle import write_bundle
+from edgesmith.sdk.manifest import Batch, Golden, Manifest, Nms, Provenance, TensorSpec, Variant
+from edgesmith.sdk.models import load_model
+from edgesmith.sdk.preprocess import Preprocess
+
+ROOT = Path(__file__).resolve().parent.parent
+# Three boxes at fixed places; the score of each is the mean of one colour channel, 0..1.
+DETECTOR = """
+<ir_version: 9, opset_import: ["" : 20]>
+agraph (float[N, 3, 32, 32] images) => (float[N, 3, 4] boxes, float[N, 3, 1] scores)
+<float[1, 3, 4] places = {2, 2, 10, 10, 12, 4, 28, 30, 13, 5, 29, 31}, float zero = {0.0},
+ int64[2] plane = {2, 3}, int64[3] shape = {0, 3, 1}>
+{
+  mean = ReduceMean <keepdims = 0> (images, plane)
+  scores = Reshape (mean, shape)
+  nothing = Mul (scores, zero)
+  boxes = Add (nothing, places)
+}
+"""
+# The logit of each of three classes is the mean of one colour channel.
+CLASSIFIER = """
+<ir_version: 9, opset_import: ["" : 20]>
+agraph (float[N, 3, 32, 32] images) => (float[N, 3] logits)
+<int64[2] plane = {2, 3}>
+{
+  logits = ReduceMean <keepdims = 0> (images, plane)
+}
+"""
+MakeBundle = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def assets() -> Path:
+    """Folder with the trained models and labelled images; the test is skipped where it is absent.
+
+    In continuous integration (``CI`` set) they must be there: absence is a failure.
+    """
+    folder = Path(os.environ.get("EDGESMITH_ASSETS", ROOT.parent / "shared" / "assets"))
+    if not (folder / "README.md").is_file():
+        message = f"no trained models at {folder}: set EDGESMITH_ASSETS to a folder that has them"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    return folder
+
+
+def graph_of(text: str, batch: Batch) -> bytes:
+    """The model's bytes, its batch axis fixed where the batch is."""
+    if batch.fixed:
+        text = text.replace("[N,", f"[{batch.max},")
+    model = onnx.parser.parse_model(text)
+    onnx.checker.check_model(model, full_check=True)
+    return bytes(model.SerializeToString())
+
+
+@pytest.fixture
+def make_bundle(tmp_path: Path) -> MakeBundle:
+    """Writes a bundle with true golden data; keyword arguments change the manifest."""
+
+    def make(
+        task: str = "detect", *, name: str = "tiny.edge", text: str | None = None, **changes: object
+    ) -> Path:
+        detector = task == "detect"
+        labels = ("ball",) if detector else ("blue", "green", "red")
+        outputs = ("boxes", "scores") if detector else ("logits",)
+        manifest = Manifest(
+            name="tiny",
+            task="detect" if detector else "classify",
+            labels=labels,
+            preprocess=Preprocess(size=(32, 32), color="rgb")
+            if detector
+            else Preprocess(size=(32, 32), fit="stretch", color="bgr"),
+            batch=Batch(min=1, opt=4, max=8),
+            inputs=(TensorSpec(name="images", dtype="float32", shape=("N", 3, 32, 32)),),
+            outputs=tuple(TensorSpec(name=o, dtype="float32", shape=("N",)) for o in outputs),
+            nms=Nms() if detector else None,
+            chosen="float",
+            variants={
+                "float": Variant(
+                    member="model.float.onnx",
+                    precision="fp32",
+                    golden="golden/float.npz",
+                    tolerance=dict.fromkeys(outputs, 1e-3),
+                )
+            },
+            golden=Golden(images=("golden/input-0.png",)),
+            provenance=Provenance(
+                created="2026-01-01T00:00:00Z",
+                edgesmith="0",
+                source="tiny",
+                source_sha256="",
+                recipe={},
+                versions={},
+            ),
+        )
+        manifest = msgspec.structs.replace(manifest, **changes)
+        graph = graph_of(text or (DETECTOR if detector else CLASSIFIER), manifest.batch)
+        picture = np.random.default_rng(1).integers(0, 256, (24, 48, 3), np.uint8)
+        png = cv2.imencode(".png", picture)[1].tobytes()
+        members = {"model.float.onnx": graph, "golden/input-0.png": png, "golden/float.npz": b""}
+        path = tmp_path / name
+        # Twice: the golden outputs come from the model itself.
+        write_bundle(path, manifest, members)
+        with load_model(path, backend="cpu") as model:
+            ((values, geometries),) = model.raw([picture])
+        buffer = io.BytesIO()
+        golden: dict[str, Any] = {name: value[: len(geometries)] for name, value in values.items()}
+        np.savez(buffer, **golden)
+        write_bundle(path, manifest, {**members, "golden/float.npz": buffer.getvalue()})
+        return path
+
+    return make
+
+
+@pytest.fixture
+def frame() -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """A frame of 64 x 64 pixels whose blue, green and red means are 51, 102 and 204."""
+    image = np.empty((64, 64, 3), np.uint8)
+    image[:] = (51, 102, 204)
+    return image
