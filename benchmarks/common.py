@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import statistics
 import sys
@@ -13,8 +14,25 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).resolve().parent / "results"
+from edgesmith.converters import Recipe
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
+# Trained models and labelled images; the recipes' paths are relative to this folder.
+ASSETS = Path(os.environ.get("EDGESMITH_ASSETS", HERE.parent.parent / "shared" / "assets"))
 PACKAGES = ("edgesmith", "numpy", "onnxruntime", "opencv-python-headless", "torch", "onnx")
+
+
+def trained_recipe(name: str, assets: Path, **changes: Any) -> Recipe:
+    """The recipe of a trained model, without its evaluation; keyword arguments replace whole tables."""
+    table = tomllib.loads((HERE / "recipes" / f"{name}.toml").read_text())
+    table["data"].pop("evaluation")
+    return Recipe.from_dict({**table, **changes}, base=assets)
 
 
 def machine() -> dict[str, Any]:
@@ -47,11 +65,10 @@ def machine() -> dict[str, Any]:
 def interleaved(calls: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[str, list[float]]:
     """Seconds of each call, round by round, so that a disturbance falls on all alike."""
     spent: dict[str, list[float]] = {name: [] for name in calls}
-    for name, call in calls.items():  # warm caches and lazy set-up
+    for call in calls.values():  # warm caches and lazy set-up
         call()
-        del name
     for number in range(rounds):
-        order = list(calls) if number % 2 == 0 else list(reversed(calls))
+        order = list(calls) if number % 2 == 0 else list(calls)[::-1]
         for name in order:
             started = time.perf_counter()
             calls[name]()

@@ -11,49 +11,28 @@
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import onnxruntime
-from common import interleaved, print_table, write_results
+from common import ASSETS, interleaved, print_table, trained_recipe, write_results
 
-from edgesmith.converters import Recipe, convert
+from edgesmith.converters import convert
 from edgesmith.sdk import Bundle, Detector, open_camera
 from edgesmith.sdk.decode.canonical import detections
 from edgesmith.sdk.manifest import Nms
 from edgesmith.sdk.preprocess import Geometry
 
 ROOT = Path(__file__).resolve().parent.parent
-ASSETS = Path(os.environ.get("EDGESMITH_ASSETS", ROOT.parent / "shared" / "assets"))
-
-
-def yolox_recipe(assets: Path) -> Recipe:
-    """YOLOX-nano as its authors trained it."""
-    return Recipe.from_dict(
-        {
-            "task": "detect",
-            "labels": "coco_classes.txt",
-            "model": {
-                "factory": "yolox:yolox_nano",
-                "weights": "weights/yolox_nano.safetensors",
-                "python_path": ["networks"],
-                "head": "yolox",
-            },
-            "input": {
-                "size": [416, 416], "anchor": "top-left", "rounding": "floor", "color": "bgr", "scale": 1.0,
-            },
-            "data": {"calibration": "coco_calib"},
-        },
-        base=assets,
-    )  # fmt: skip
 
 
 def loop_cost(bundle: Path, clip: Path) -> dict[str, Any]:
@@ -74,10 +53,10 @@ def loop_cost(bundle: Path, clip: Path) -> dict[str, Any]:
     spent: dict[str, list[float]] = {name: [] for name in names}
     for warm in range(2):
         for number, (frame, tensor) in enumerate(zip(frames, tensors, strict=True)):
-            calls = {
-                "detector": lambda frame=frame: detector(frame),
-                "session": lambda tensor=tensor: session.run(outputs, {"images": tensor}),
-                "opencv": lambda frame=frame: _letterboxed(frame),
+            calls: dict[str, Callable[[], object]] = {
+                "detector": partial(detector, frame),
+                "session": partial(session.run, outputs, {"images": tensor}),
+                "opencv": partial(_letterboxed, frame),
             }
             for name in names if number % 2 else reversed(names):
                 started = time.perf_counter()
@@ -148,7 +127,7 @@ def main() -> None:
     assets = parser.parse_args().assets
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder) / "yolox_nano.edge"
-        convert(yolox_recipe(assets), out=bundle)
+        convert(trained_recipe("yolox_nano", assets), out=bundle)
         loop = loop_cost(bundle, assets / "clips" / "highway_cars.mp4")
         image = next(iter(sorted((assets / "coco_val").glob("*.jpg"))))
         process = process_cost(bundle, image)

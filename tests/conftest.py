@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,16 @@ import numpy as np
 import onnx
 import pytest
 
+from edgesmith.converters import Recipe, convert
 from edgesmith.sdk.bundle import write_bundle
 from edgesmith.sdk.manifest import Batch, Golden, Manifest, Nms, Provenance, TensorSpec, Variant
 from edgesmith.sdk.models import load_model
 from edgesmith.sdk.preprocess import Preprocess
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
 # Three boxes at fixed places; the score of each is the mean of one colour channel, 0..1.
@@ -64,6 +71,45 @@ def assets() -> Path:
             pytest.fail(message)
         pytest.skip(message)
     return folder
+
+
+@pytest.fixture(scope="session")
+def asset_recipe(assets: Path) -> Callable[..., Recipe]:
+    """The recipe of a trained model by name; keyword arguments by dotted key replace entries."""
+
+    def read(name: str, **changes: Any) -> Recipe:
+        table = tomllib.loads((ROOT / "benchmarks" / "recipes" / f"{name}.toml").read_text())
+        for key, value in changes.items():
+            *tables, last = key.split("__")
+            inner = table
+            for part in tables:
+                inner = inner.setdefault(part, {})
+            inner[last] = value
+        return Recipe.from_dict(table, base=assets)
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def asset_bundle(
+    asset_recipe: Callable[..., Recipe], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """The converted bundle of a trained model by name, without its evaluation; made once for each."""
+    made: dict[str, Path] = {}
+
+    def make(name: str, **changes: Any) -> Path:
+        key = f"{name}-{sorted(changes.items())}"
+        if key not in made:
+            path = tmp_path_factory.mktemp("bundles") / f"{name}.edge"
+            recipe = asset_recipe(name, **changes)
+            convert(
+                msgspec.structs.replace(recipe, data=msgspec.structs.replace(recipe.data, evaluation=None)),
+                path,
+            )
+            made[key] = path
+        return made[key]
+
+    return make
 
 
 def graph_of(text: str, batch: Batch) -> bytes:

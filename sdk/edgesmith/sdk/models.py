@@ -117,6 +117,17 @@ class Model(Generic[R]):
         with self._alone():
             yield from self._raw(frames)
 
+    def run_prepared(self, batch: Array) -> dict[str, Array]:
+        """The graph's outputs for a batch ``(N, ...)`` that was prepared elsewhere, N within the batch range.
+
+        For one preprocess that feeds several models; :meth:`raw` prepares its frames itself.
+
+        Raises:
+            BackendError: the run failed, or another thread is using this object.
+        """
+        with self._alone():
+            return self.backend.run(batch)
+
     def _raw(self, frames: Sequence[Frame8]) -> Iterator[tuple[dict[str, Array], list[Geometry]]]:
         spent = {"preprocess": 0, "infer": 0, "postprocess": 0}
         at = 0

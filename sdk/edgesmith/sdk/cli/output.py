@@ -40,15 +40,14 @@ def table(
 
     On a terminal long cells fold; in a pipe each row keeps to one line.
     """
-    view = Table(
-        title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False,
-        show_header=header,
-    )  # fmt: skip
+    view = Table(box=None, pad_edge=False, show_header=header)
     for index, column in enumerate(columns):
         numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
         view.add_column(column, justify="right" if numeric or column in right else "left", overflow="fold")
     for row in rows:
         view.add_row(*(f"{v:.3f}" if isinstance(v, float) else printable(str(v)) for v in row))
+    if title:  # not the table's own: that one would fold it to the table's width
+        click.secho(printable(title), bold=True)
     # Markup is off: a shape such as [1, 3] is text.
     width = None if sys.stdout.isatty() else 1000
     out = Console(highlight=False, markup=False, width=width)

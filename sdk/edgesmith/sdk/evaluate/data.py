@@ -5,15 +5,17 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edgesmith.sdk.cameras.pictures import PICTURES, read_image
-from edgesmith.sdk.errors import DataError
+from edgesmith.sdk.cameras.pictures import PICTURES, list_pictures, read_image
+from edgesmith.sdk.errors import CameraError, DataError
 
 Image = NDArray[np.uint8]
+_NPZ_ARRAYS = {"images": "images (N, H, W, 3) uint8 RGB", "labels": "labels (N,)"}
 
 
 class EvaluationData(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -74,29 +76,64 @@ def labelled_images(data: EvaluationData, names: Sequence[str]) -> list[Labelled
     return items[: data.limit]
 
 
+def unlabelled_images(data: EvaluationData) -> list[Path | Image]:
+    """Pictures without their labels: those of the folder, else of its sub-folders, or an ``.npz``'s images.
+
+    Raises:
+        DataError: there are none, or they cannot be read.
+    """
+    if data.images.suffix == ".npz":
+        return [image[..., ::-1] for image in _npz_arrays(data.images, "images")[0]][: data.limit]
+    try:
+        pictures = list_pictures(data.images)
+    except CameraError as error:
+        folders = sorted(p for p in data.images.iterdir() if p.is_dir()) if data.images.is_dir() else []
+        pictures = [picture for folder in folders for picture in _pictures(folder)]
+        if not pictures:
+            raise DataError(str(error)) from error
+    return list(pictures[: data.limit])
+
+
 def pixels(item: LabelledImage) -> Image:
     """The picture as BGR uint8 ``(H, W, 3)``.
 
     Raises:
         CameraError: its file cannot be read.
     """
-    return read_image(item.image) if isinstance(item.image, Path) else item.image
+    return picture_pixels(item.image)
+
+
+def picture_pixels(picture: Path | Image) -> Image:
+    """A file's picture, or one that is there, as BGR uint8 ``(H, W, 3)``.
+
+    Raises:
+        CameraError: the file cannot be read.
+    """
+    return read_image(picture) if isinstance(picture, Path) else picture
 
 
 def _from_npz(path: Path) -> list[LabelledImage]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            images, labels = file["images"], file["labels"]
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise DataError(
-            f"{path}: needs arrays images (N, H, W, 3) uint8 RGB and labels (N,): {error}"
-        ) from error
-    if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8 or len(labels) != len(images):
+    images, labels = _npz_arrays(path, "images", "labels")
+    if labels.shape != images.shape[:1]:
         raise DataError(f"{path}: images is {images.dtype} {images.shape}, labels {labels.shape}")
     return [
         LabelledImage(f"{path.name}[{n}]", int(label), image[..., ::-1])
         for n, (image, label) in enumerate(zip(images, labels, strict=True))
     ]
+
+
+def _npz_arrays(path: Path, *names: str) -> list[NDArray[Any]]:
+    """Arrays by name, of which ``images`` is uint8 ``(N, H, W, 3)``."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in names}
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        wanted = " and ".join(_NPZ_ARRAYS[name] for name in names)
+        raise DataError(f"{path}: needs arrays {wanted}: {error}") from error
+    images = arrays["images"]
+    if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
+        raise DataError(f"{path}: images is {images.dtype} {images.shape}, it must be uint8 (N, H, W, 3) RGB")
+    return list(arrays.values())
 
 
 def _from_csv(folder: Path, path: Path, names: Sequence[str]) -> list[LabelledImage]:

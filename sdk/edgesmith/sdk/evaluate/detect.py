@@ -5,53 +5,117 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from edgesmith.sdk.cameras.pictures import read_image
-from edgesmith.sdk.errors import CameraError, DataError, MissingExtraError
+from edgesmith.sdk.decode import canonical
+from edgesmith.sdk.errors import DataError, MissingExtraError
+from edgesmith.sdk.evaluate.answers import Answers, Frame8, I, Outputs, Progress, answers
 from edgesmith.sdk.evaluate.data import EvaluationData
+from edgesmith.sdk.evaluate.matching import Truth
 from edgesmith.sdk.models import Detector
+from edgesmith.sdk.preprocess import Geometry
+from edgesmith.sdk.results import Detections
 
 # The first six of the twelve figures of the COCO protocol, in its order.
 _FIGURES = ("mAP", "mAP50", "mAP75", "mAP_small", "mAP_medium", "mAP_large")
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class CocoData:
+    """Pictures with COCO annotations, fitted to a model's classes.
+
+    Attributes:
+        content: the COCO dictionary.
+        images: its image entries in the order of their ids, up to the limit.
+        categories: the category id of each class index.
+    """
+
+    data: EvaluationData
+    content: dict[str, Any]
+    images: list[dict[str, Any]]
+    categories: list[int]
+
+    @classmethod
+    def read(cls, data: EvaluationData, names: Sequence[str]) -> CocoData:
+        """The annotations of ``data`` for a model with these class names.
+
+        Raises:
+            DataError: they cannot be read, or their categories do not fit.
+        """
+        content = _annotations(data)
+        categories = _categories(data, content["categories"], names)
+        return cls(
+            data, content, sorted(content["images"], key=lambda image: image["id"])[: data.limit], categories
+        )
+
+    def load(self, image: dict[str, Any]) -> Frame8:
+        """The picture of an image entry, BGR uint8 ``(H, W, 3)``; CameraError where it cannot be read."""
+        return read_image(self.data.images / image["file_name"])
+
+    def truth(self, images: Sequence[dict[str, Any]]) -> Truth:
+        """The objects of some image entries, which are numbered as given; classes are category ids."""
+        numbers = {image["id"]: n for n, image in enumerate(images)}
+        known = {entry["id"] for entry in self.content["categories"]}
+        marks = [
+            a for a in self.content["annotations"] if a["image_id"] in numbers and a["category_id"] in known
+        ]
+        return Truth(
+            len(images),
+            np.array([numbers[a["image_id"]] for a in marks], np.int64),
+            np.array([a["category_id"] for a in marks], np.int64),
+            np.array([a["bbox"] for a in marks], np.float64).reshape(-1, 4),
+            np.array([bool(a["iscrowd"]) for a in marks], np.bool_),
+        )
+
+    def figures(self, images: Sequence[dict[str, Any]], found: Sequence[Detections]) -> dict[str, float]:
+        """The COCO figures in percent of the detections in some image entries."""
+        ids = [image["id"] for image in images]
+        results = [
+            item
+            for number, detections in zip(ids, found, strict=True)
+            for item in detections.to_coco(number, self.categories)
+        ]
+        return coco_figures(self.content, results, ids)
+
+
+def detections(
+    models: Sequence[Detector],
+    items: Iterable[I],
+    load: Callable[[I], Frame8],
+    progress: Progress | None = None,
+) -> Answers[I, Detections]:
+    """The detections in each picture by each model, at its bundle's ``evaluation_score``."""
+    return answers(models, items, load, _at_evaluation_score, progress=progress)
+
+
 def mean_average_precision(
-    model: Detector, data: EvaluationData, progress: Callable[[int, int], None] | None
+    model: Detector, data: EvaluationData, progress: Progress | None
 ) -> tuple[dict[str, float], int, list[str]]:
     """mAP@[.5:.95], mAP@.5 and the rest in percent, the number of images, a line for each unreadable one.
 
     Detections are made at the bundle's ``evaluation_score``.
 
     Raises:
-        DataError: the annotations cannot be read, or their categories do not fit the model's classes.
+        DataError: the annotations cannot be read, their categories do not fit the model's classes,
+            or no picture could be read.
     """
-    truth = _annotations(data)
-    categories = _categories(data, truth["categories"], model.names)
-    wanted = sorted(truth["images"], key=lambda image: image["id"])[: data.limit]
-    found: list[dict[str, Any]] = []
-    seen: list[int] = []
-    faults: list[str] = []
-    for number, image in enumerate(wanted, 1):
-        try:
-            frame = read_image(data.images / image["file_name"])
-        except CameraError as error:
-            faults.append(str(error))
-            continue
-        detections = model(frame, score=model.nms.evaluation_score)
-        found += detections.to_coco(image["id"], categories)
-        seen.append(image["id"])
-        if progress is not None:
-            progress(number, len(wanted))
-    return coco_figures(truth, found, seen), len(seen), faults
+    coco = CocoData.read(data, model.names)
+    need_evaluator()
+    got = detections([model], coco.images, coco.load, progress)
+    got.need_some(f"{data.images}: none of the labelled pictures")
+    return coco.figures(got.items, got.results[0]), len(got.items), got.faults
 
 
 def coco_figures(
     truth: dict[str, Any], found: Sequence[dict[str, Any]], image_ids: Sequence[int]
 ) -> dict[str, float]:
     """The COCO figures in percent of results against a COCO dictionary, over some of its images."""
-    coco, evaluator = _evaluator()
+    coco, evaluator = need_evaluator()
     if not found:
         return dict.fromkeys(_FIGURES, 0.0)
     with contextlib.redirect_stdout(io.StringIO()):  # the evaluator prints its table
@@ -65,7 +129,12 @@ def coco_figures(
     return {name: max(0.0, 100 * float(v)) for name, v in zip(_FIGURES, judge.stats[:6], strict=True)}
 
 
-def _evaluator() -> tuple[Any, Any]:
+def need_evaluator() -> tuple[Any, Any]:
+    """The evaluator's two classes, asked for before a long run rather than after it.
+
+    Raises:
+        MissingExtraError: the package is not installed.
+    """
     try:
         from faster_coco_eval import COCO, COCOeval_faster
     except ImportError as error:
@@ -73,6 +142,11 @@ def _evaluator() -> tuple[Any, Any]:
             "mAP needs faster-coco-eval: pip install 'edgesmith[eval]'", extra="eval"
         ) from error
     return COCO, COCOeval_faster
+
+
+def _at_evaluation_score(model: Detector, outputs: Outputs, row: int, geometry: Geometry) -> Detections:
+    score = model.nms.evaluation_score
+    return canonical.detections(outputs, row, geometry, model.nms, model.names, score=score)
 
 
 def _annotations(data: EvaluationData) -> dict[str, Any]:
@@ -97,6 +171,14 @@ def _annotations(data: EvaluationData) -> dict[str, Any]:
             raise DataError(f"{path}: {key} must be a list of objects with {', '.join(sorted(fields))}")
     if not truth["images"]:
         raise DataError(f"{path}: it lists no images")
+    for number, mark in enumerate(truth["annotations"], 1):
+        box = mark["bbox"]
+        if not (isinstance(box, list) and len(box) == 4 and all(isinstance(v, int | float) for v in box)):
+            raise DataError(f"{path}: annotations[{number - 1}]: bbox is {box!r}, not x, y, width, height")
+        # The evaluator takes an id of 0 for "not matched", and files without ids or areas are common.
+        mark["id"] = number
+        mark.setdefault("area", box[2] * box[3])
+        mark.setdefault("iscrowd", 0)
     return truth
 
 

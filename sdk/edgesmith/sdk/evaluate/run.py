@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from edgesmith.sdk.errors import DataError
+from edgesmith.sdk.evaluate.answers import Progress
 from edgesmith.sdk.evaluate.data import EvaluationData
 from edgesmith.sdk.models import Classifier, Detector, Model
-
-Progress = Callable[[int, int], None]
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,8 +52,6 @@ def evaluate(model: Model[Any], data: EvaluationData, *, progress: Progress | No
         metric, (values, images, faults) = "top1", top_accuracies(model, data, progress)
     else:
         raise DataError(f"no evaluation for task {model.task!r}")
-    if not images:
-        raise DataError(f"{data.images}: none of the labelled pictures could be read; the first: {faults[0]}")
     return Evaluation(
         metric=metric,
         value=values[metric],

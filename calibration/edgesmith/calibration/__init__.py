@@ -1,0 +1,1 @@
+"""Float ONNX and images in, ranges out."""

@@ -1,0 +1,83 @@
+"""``edgesmith convert``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from edgesmith.converters.convert import ConvertReport
+from edgesmith.converters.convert import convert as convert_recipe
+from edgesmith.converters.options import recipe_options
+from edgesmith.converters.recipe import Recipe
+from edgesmith.sdk.cli.output import emit_json
+from edgesmith.sdk.errors import AccuracyBudgetError, EdgesmithError, ExportError, ParityError
+
+_REFUSALS = (ParityError, ExportError, AccuracyBudgetError)
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(path_type=Path), metavar="RECIPE.toml")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), help="The bundle to write; default: RECIPE.edge."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+@recipe_options
+@click.pass_context
+def convert(ctx: click.Context, recipe: Path, out: Path | None, as_json: bool) -> None:
+    """Turn a trained model into a bundle, proven against PyTorch.
+
+    The recipe says which model, how its input is prepared and on which images it is compared;
+    every key of it is an option too, which goes before the file's: `--input.size 416,416`.
+    A refused conversion leaves an existing bundle as it was.
+    """
+    overrides: dict[str, Any] = ctx.ensure_object(dict).get("overrides", {})
+    read = Recipe.from_toml(recipe, overrides)
+    try:
+        report = convert_recipe(read, out or Path(recipe.with_suffix(".edge").name))
+    except _REFUSALS as error:
+        if as_json:
+            emit_json(_refused(read, error))
+        raise
+    if as_json:
+        emit_json(msgspec.to_builtins(report))
+    else:
+        click.echo(summary(report))
+
+
+def _refused(recipe: Recipe, error: EdgesmithError) -> dict[str, Any]:
+    """The same keys where nothing was written."""
+    figures = error.figures if isinstance(error, ParityError) else {}
+    report = ConvertReport(
+        bundle=None, precision=recipe.precision.mode, task=recipe.task, refused=str(error), parity=figures
+    )
+    table: dict[str, Any] = msgspec.to_builtins(report)
+    return table
+
+
+def summary(report: ConvertReport) -> str:
+    """The outcome in a few aligned lines, and what to do next."""
+    rows = [
+        ("bundle", f"{report.bundle}  ({report.size_bytes / 1e6:.2f} MB)"),
+        ("task", f"{report.task}, {report.precision}"),
+    ]
+    if report.metric is not None and report.chosen is not None:
+        rows.append((report.metric, f"{report.chosen:.2f} %"))
+    rows.append(("parity", _parity(report.parity)))
+    rows.append(("time", f"{report.seconds:.1f} s"))
+    rows.append(("next", f"edgesmith verify {report.bundle}"))
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{click.style(name.ljust(width), dim=True)}  {text}" for name, text in rows)
+
+
+def _parity(figures: dict[str, float]) -> str:
+    """``16 images, box agreement 100.0 % of 109, boxes within 0.042, scores within 1.8e-05``."""
+    images = int(figures.get("images", 0))
+    parts = [f"{images} images" if images else "seeded pseudo-images"]
+    for name, text in (("top1_agreement", "same class"), ("box_agreement", "same boxes")):
+        if name in figures:
+            parts.append(f"{text} {100 * figures[name]:.1f} % of {int(figures['decisions'])}")
+    parts += [f"{n[: -len('.max_abs')]} within {v:.2g}" for n, v in figures.items() if n.endswith(".max_abs")]
+    return ", ".join(parts)

@@ -1,0 +1,190 @@
+"""A recipe to a bundle: the stages, in order."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from edgesmith.converters.recipe import Recipe
+from edgesmith.converters.stages import Stages
+from edgesmith.sdk.errors import BundleError, RecipeError
+
+if TYPE_CHECKING:
+    from edgesmith.sdk.bundle import Bundle
+    from edgesmith.sdk.evaluate import Evaluation
+    from edgesmith.sdk.manifest import Manifest
+
+log = logging.getLogger(__name__)
+Number = float  # the report has a field of that name
+
+
+class KeptFloat(msgspec.Struct, frozen=True, kw_only=True):
+    """A layer that stays in float, the module it came from, and why."""
+
+    node: str
+    module: str | None
+    why: str
+
+
+class ConvertReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What a conversion gave; the keys of ``convert --json``.
+
+    ``float`` and ``chosen`` are the accuracies of the float graph and of the chosen one by ``metric``
+    (percent), None without labelled images; ``drop`` is in points with its 95 % ``interval``.
+    ``int8_macs_share`` is of all convolutions and matrix products. ``refused`` is None or the reason.
+    ``parity`` holds the figures against the model that was brought.
+    """
+
+    bundle: str | None
+    precision: str
+    metric: str | None = None
+    float: Number | None = None
+    chosen: Number | None = None
+    drop: Number | None = None
+    interval: tuple[Number, Number] | None = None
+    int8_macs_share: Number = 0.0
+    kept_float: tuple[KeptFloat, ...] = ()
+    evaluations: int = 0
+    seconds: Number = 0.0
+    refused: str | None = None
+    task: str
+    size_bytes: int = 0
+    parity: dict[str, Number] = {}
+
+
+def convert(recipe: Recipe, out: str | os.PathLike[str]) -> ConvertReport:
+    """Turn a trained model into a bundle, proven against PyTorch.
+
+    The file is written in one step at the end: a refused conversion leaves what was there.
+
+    Args:
+        recipe: what is asked.
+        out: the ``.edge`` file to make or to replace.
+
+    Raises:
+        RecipeError: the recipe cannot be used, or asks for what this version does not do.
+        DeviceProfileError: there is no such device.
+        SourceError: the model cannot be loaded.
+        ExportError: the model cannot be expressed in ONNX.
+        ParityError: a step changed the answers.
+        DataError: the images or labels cannot be read.
+        BundleError: the file cannot be written.
+    """
+    recipe = recipe.checked()
+    out = Path(out)
+    refuse_reserved(recipe)
+    _check_target(recipe, out)
+
+    # Imported once the recipe is sound: torch takes seconds that a typing error should not cost.
+    from edgesmith.converters.graph import canonical_graph, proven
+    from edgesmith.converters.package import parts_of
+    from edgesmith.converters.pictures import pictures_of
+    from edgesmith.converters.sources import load_source
+    from edgesmith.sdk.bundle import write_bundle
+
+    with Stages() as stage:
+        stage("load the trained model")
+        source = load_source(recipe)
+        stage("read images")
+        pictures = pictures_of(recipe)
+        stage("export")
+        graph = canonical_graph(recipe, source, pictures)
+        stage("simplify and compare with PyTorch" if source.module is not None else "simplify and compare")
+        proof = proven(recipe, graph, pictures)
+        stage("record the self-test")
+        parts = parts_of(recipe, source, graph, proof, pictures)
+        measured = None
+        if recipe.data.evaluation is not None:
+            stage("measure accuracy")
+            measured = _measured(recipe, out, parts.manifest({}, stage), parts.members)
+        stage("write the bundle")
+        manifest = parts.manifest(measured.values if measured else {}, stage)
+        members = {**parts.members, **parts.report(manifest, measured, stage)}
+        write_bundle(out, manifest, members)
+    return ConvertReport(
+        bundle=str(out),
+        precision=manifest.precision,
+        metric=measured.metric if measured else None,
+        float=measured.value if measured else None,
+        chosen=measured.value if measured else None,
+        drop=0.0 if measured else None,
+        interval=(0.0, 0.0) if measured else None,
+        evaluations=1 if measured else 0,
+        seconds=stage.total,
+        task=recipe.task,
+        size_bytes=out.stat().st_size,
+        parity=manifest.parity,
+    )
+
+
+def refuse_reserved(recipe: Recipe) -> None:
+    """Refuse what the recipe may ask for and this version does not do.
+
+    Raises:
+        RecipeError: names the entry.
+    """
+    mode = recipe.precision.mode
+    if mode != "fp32":
+        raise RecipeError(
+            f'recipe: precision.mode: "{mode}" is not available in this version, only "fp32"',
+            key="precision.mode",
+        )
+    for key in ("prune", "distill", "qat"):
+        if getattr(recipe, key) is not None:
+            raise RecipeError(
+                f"recipe: {key}: training stages are not available in this version; take the table out",
+                key=key,
+            )
+    if recipe.target.dla is not None:
+        raise RecipeError(
+            "recipe: target.dla: not available in this version; take the key out", key="target.dla"
+        )
+
+
+def _check_target(recipe: Recipe, out: Path) -> None:
+    """The device and the place of the bundle, before any work is done."""
+    from edgesmith.sdk.board.profiles import profile
+
+    profile(recipe.target.device)
+    if not out.parent.is_dir():
+        raise BundleError(f"{out}: there is no folder {out.parent} to write the bundle into")
+    if out.is_dir():
+        raise BundleError(f"{out}: is a folder; give the bundle's file name, as {out / 'model.edge'}")
+
+
+def _measured(
+    recipe: Recipe, out: Path, manifest: Manifest, members: Mapping[str, bytes]
+) -> Evaluation | None:
+    """Accuracy of the bundle as a user would open it, from a temporary file beside the target."""
+    from edgesmith.sdk.bundle import Bundle, write_bundle
+    from edgesmith.sdk.models import TASKS
+
+    if recipe.task not in TASKS:
+        log.warning("accuracy is not measured for task %r in this version", recipe.task)
+        return None
+    temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}.measure")
+    try:
+        write_bundle(temporary, manifest, members)
+        return _evaluated(recipe, Bundle.open(temporary))
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _evaluated(recipe: Recipe, bundle: Bundle) -> Evaluation:
+    from edgesmith.sdk.evaluate import EvaluationData, evaluate
+    from edgesmith.sdk.models import TASKS
+
+    assert recipe.data.evaluation is not None
+    given = recipe.data.evaluation
+    fields: dict[str, Any] = {"images": recipe.resolve(given.images)}
+    for key in ("annotations", "labels"):
+        if (value := getattr(given, key)) is not None:
+            fields[key] = recipe.resolve(value)
+    with TASKS[recipe.task].load(bundle.path, backend="cpu") as model:
+        return evaluate(model, EvaluationData(**fields))

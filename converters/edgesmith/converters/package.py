@@ -1,0 +1,163 @@
+"""What goes into the bundle: members, manifest, report."""
+
+from __future__ import annotations
+
+import platform
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from edgesmith.converters import golden
+from edgesmith.converters.graph import Graph, Proof
+from edgesmith.converters.pictures import Pictures
+from edgesmith.converters.recipe import Recipe
+from edgesmith.converters.report.data import Report, Tensors
+from edgesmith.converters.report.page import page
+from edgesmith.converters.report.thumbnails import thumbnails
+from edgesmith.converters.sources import Loaded
+from edgesmith.converters.stages import Stages
+from edgesmith.sdk.manifest import Golden, Manifest, Provenance, TensorSpec, Variant
+from edgesmith.sdk.preprocess import Frame8
+
+if TYPE_CHECKING:
+    from edgesmith.sdk.evaluate import Evaluation
+
+FLOAT = "float"
+MODEL = "model.float.onnx"
+GOLDEN = "golden/float.npz"
+_PACKAGES = ("edgesmith", "torch", "onnx", "onnxruntime", "onnxslim", "onnxscript", "onnx-ir", "numpy")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything that is known before the accuracy is measured."""
+
+    recipe: Recipe
+    source: Loaded
+    graph: Graph
+    proof: Proof
+    pictures: Pictures
+    shown: tuple[Frame8, ...]
+    expected: Mapping[str, NDArray[Any]]
+    members: dict[str, bytes]
+
+    def manifest(self, measured: Mapping[str, float], stage: Stages) -> Manifest:
+        """The manifest, with accuracies by name where they were measured."""
+        recipe, nms = self.recipe, self.recipe.nms_spec()
+        variant = Variant(
+            member=MODEL,
+            precision="fp32",
+            golden=GOLDEN,
+            tolerance=golden.tolerances(self.expected, nms),
+            measured=dict(measured),
+        )
+        return Manifest(
+            name=name_of(recipe),
+            task=recipe.task,
+            labels=self.graph.names,
+            preprocess=recipe.preprocess(),
+            batch=recipe.batch,
+            inputs=specs(self.proof.model.graph.input),
+            outputs=specs(self.proof.model.graph.output),
+            nms=nms,
+            precision="fp32",
+            target=recipe.target.device,
+            chosen=FLOAT,
+            variants={FLOAT: variant},
+            golden=Golden(images=tuple(golden_names(len(self.shown)))),
+            parity=self.proof.against_reference.figures(),
+            measured=dict(measured),
+            provenance=Provenance(
+                created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                edgesmith=version("edgesmith"),
+                source=self.source.name,
+                source_sha256=self.source.sha256,
+                recipe=recipe.plain(),
+                versions=versions(),
+                license=recipe.model.license,
+                seconds=round(stage.total, 3),
+            ),
+        )
+
+    def report(self, manifest: Manifest, measured: Evaluation | None, stage: Stages) -> dict[str, bytes]:
+        """The members ``report.json`` and ``report.html``."""
+        model = self.proof.model
+        report = Report(
+            manifest=manifest,
+            head=self.graph.head,
+            notes=self.source.notes,
+            images=self.pictures.source,
+            exported=self.proof.against_reference,
+            simplified=self.proof.slimming,
+            metric=measured.metric if measured else None,
+            measured_images=measured.images if measured else 0,
+            faults=measured.faults if measured else (),
+            operators=dict(Counter(node.op_type for node in model.graph.node).most_common()),
+            weights=Tensors(
+                count=len(model.graph.initializer),
+                values=sum(int(np.prod(t.dims)) for t in model.graph.initializer),
+            ),
+            sizes_bytes={name: len(data) for name, data in sorted(self.members.items())},
+            stages_s={name: round(spent, 3) for name, spent in stage.seconds.items()},
+        )
+        pictures = thumbnails(self.shown, self.expected, manifest)
+        return {"report.json": report.json(), "report.html": page(report, pictures).encode()}
+
+
+def parts_of(recipe: Recipe, source: Loaded, graph: Graph, proof: Proof, pictures: Pictures) -> Parts:
+    """Record the self-test and gather the members.
+
+    Raises:
+        ExportError: the graph does not run on its own golden pictures.
+    """
+    preprocess, nms = recipe.preprocess(), recipe.nms_spec()
+    shown = golden.golden_pictures(pictures.frames, preprocess)
+    expected = golden.golden_outputs(proof.model, shown, preprocess, recipe.batch, nms)
+    members = {MODEL: proof.model.SerializeToString(deterministic=True), GOLDEN: golden.npz(expected)}
+    members |= {
+        name: golden.png(picture) for name, picture in zip(golden_names(len(shown)), shown, strict=True)
+    }
+    return Parts(recipe, source, graph, proof, pictures, tuple(shown), expected, members)
+
+
+def golden_names(count: int) -> list[str]:
+    """Member names of the golden pictures."""
+    return [f"golden/input-{number}.png" for number in range(count)]
+
+
+def specs(values: Any) -> tuple[TensorSpec, ...]:
+    """ONNX inputs or outputs as the manifest has them; an axis of unknown size is called ``?``."""
+    found = []
+    for value in values:
+        kind = value.type.tensor_type
+        shape = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in kind.shape.dim)
+        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)).name
+        found.append(TensorSpec(name=value.name, dtype=dtype, shape=shape))
+    return tuple(found)
+
+
+def name_of(recipe: Recipe) -> str:
+    """A short name of the model: the factory's or the architecture's, else the file's."""
+    model = recipe.model
+    text = model.factory or model.zoo
+    if text is not None:
+        return text.rpartition(":")[2]
+    return recipe.resolve(model.program or model.torchscript or model.onnx or "").stem
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that shaped the result."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue  # onnxruntime-gpu goes by another name
+    return found

@@ -1,0 +1,69 @@
+"""The self-test's pictures and arrays."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+
+import cv2
+import numpy as np
+import pytest
+
+from edgesmith.calibration.images import pseudo_images
+from edgesmith.converters import golden
+from edgesmith.sdk.manifest import Nms, Preprocess
+
+
+def test_pictures_are_few_and_small() -> None:
+    images = pseudo_images(3, 0, (720, 960))
+    made = golden.golden_pictures(images, Preprocess(size=(64, 64)))
+    assert [m.shape for m in made] == [(480, 640, 3)] * 2
+    small = pseudo_images(1, 0, (40, 60))
+    assert np.array_equal(golden.golden_pictures(small, Preprocess(size=(64, 64)))[0], small[0])
+
+
+def test_pictures_of_any_size_share_one() -> None:
+    images = [pseudo_images(1, 0, (40, 60))[0], pseudo_images(1, 1, (50, 30))[0]]
+    made = golden.golden_pictures(images, Preprocess(size=None, fit="none", color="y"))
+    assert [m.shape for m in made] == [(40, 30, 3)] * 2
+
+
+def test_pictures_that_go_in_as_they_are_keep_their_size() -> None:
+    images = pseudo_images(1, 0, (700, 800))
+    made = golden.golden_pictures(images, Preprocess(size=(700, 800), fit="none"))
+    assert made[0].shape == (700, 800, 3)
+
+
+def test_png_is_lossless() -> None:
+    image = pseudo_images(1, 0, (20, 30))[0]
+    read = cv2.imdecode(np.frombuffer(golden.png(image), np.uint8), cv2.IMREAD_COLOR)
+    assert read is not None
+    assert np.array_equal(read, image)
+
+
+def test_npz_has_the_arrays_and_no_time() -> None:
+    arrays = {"scores": np.arange(6, dtype=np.float32).reshape(2, 3), "boxes": np.array([1.5])}
+    one, two = golden.npz(arrays), golden.npz(dict(reversed(arrays.items())))
+    assert one == two
+    with zipfile.ZipFile(io.BytesIO(one)) as archive:
+        assert {info.date_time for info in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+    with np.load(io.BytesIO(one), allow_pickle=False) as file:
+        assert sorted(file.files) == ["boxes", "scores"]
+        assert np.array_equal(file["scores"], arrays["scores"])
+
+
+@pytest.mark.parametrize(
+    ("nms", "expected"),
+    [
+        (None, {"boxes": 0.04, "scores": 0.01, "count": 0.01}),
+        (Nms(), {"boxes": 0.5, "scores": 2e-3, "count": 2e-3}),
+    ],
+)
+def test_tolerances(nms: Nms | None, expected: dict[str, float]) -> None:
+    values = {"boxes": np.array([1.0, 5.0]), "scores": np.array([0.0, 1.0]), "count": np.array([3.0])}
+    assert golden.tolerances(values, nms) == pytest.approx(expected)
+
+
+def test_tolerances_with_nms_in_the_graph() -> None:
+    values = {"scores": np.zeros(1), "count": np.zeros(1)}
+    assert golden.tolerances(values, Nms(where="graph")) == {"scores": 2e-3, "count": 1.0}
