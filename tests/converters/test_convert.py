@@ -82,6 +82,8 @@ def test_classifier_with_a_range_of_batches(
     assert [(t.name, t.dtype, t.shape) for t in manifest.outputs] == [("logits", "float32", ("batch", 5))]
     assert (manifest.batch.min, manifest.batch.opt, manifest.batch.max) == (1, 2, 4)
     assert set(manifest.members) == {
+        "golden/resize.png",
+        "golden/resized.png",
         "model.float.onnx", "golden/float.npz", "golden/input-0.png", "golden/input-1.png",
         "report.json", "report.html",
     }  # fmt: skip

@@ -12,14 +12,37 @@ import pytest
 from edgesmith.calibration.images import pseudo_images
 from edgesmith.converters import golden
 from edgesmith.sdk.manifest import Nms, Preprocess
+from edgesmith.sdk.preprocess import prepared
 
 
-def test_pictures_are_few_and_small() -> None:
-    images = pseudo_images(3, 0, (720, 960))
-    made = golden.golden_pictures(images, Preprocess(size=(64, 64)))
-    assert [m.shape for m in made] == [(480, 640, 3)] * 2
-    small = pseudo_images(1, 0, (40, 60))
-    assert np.array_equal(golden.golden_pictures(small, Preprocess(size=(64, 64)))[0], small[0])
+@pytest.mark.parametrize("shape", [(720, 960), (333, 517), (40, 61), (64, 64), (500, 31)])
+@pytest.mark.parametrize(
+    "preprocess",
+    [
+        Preprocess(size=(64, 64)),
+        Preprocess(size=(48, 96), anchor="top-left", rounding="floor"),
+        Preprocess(size=(64, 64), upscale=False),
+        Preprocess(size=(64, 80), fit="stretch"),
+        Preprocess(size=(56, 56), fit="resize-crop", interpolation="cubic"),
+    ],
+)
+def test_pictures_go_in_without_being_resized(shape: tuple[int, int], preprocess: Preprocess) -> None:
+    made = golden.golden_pictures(pseudo_images(3, 0, shape), preprocess)
+    assert len(made) == 2
+    for picture in made:
+        geometry = prepared(preprocess, picture)[1]
+        assert (geometry.scale_x, geometry.scale_y) == (1.0, 1.0)
+
+
+def test_the_resize_check_is_what_the_network_sees() -> None:
+    preprocess = Preprocess(size=(64, 80), color="rgb", mean=(0.5,))
+    check = golden.resize_check(pseudo_images(1, 0, (720, 960))[0], preprocess)
+    assert check is not None
+    picture, seen = check
+    assert picture.shape == (480, 640, 3)
+    tensor = prepared(preprocess, picture)[0][0]
+    np.testing.assert_allclose(seen.transpose(2, 0, 1) / 255 - 0.5, tensor, atol=1e-6)
+    assert golden.resize_check(picture, Preprocess(size=None, fit="none")) is None
 
 
 def test_pictures_of_any_size_share_one() -> None:

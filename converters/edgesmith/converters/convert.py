@@ -97,6 +97,10 @@ def convert(recipe: Recipe, out: str | os.PathLike[str]) -> ConvertReport:
         graph = canonical_graph(recipe, source, pictures)
         stage("simplify and compare with PyTorch" if source.module is not None else "simplify and compare")
         proof = proven(recipe, graph, pictures)
+        if recipe.precision.mode != "fp32":
+            from edgesmith.converters.precision.convert import convert_quantized
+
+            return convert_quantized(recipe, out, source, graph, proof, pictures, stage)
         stage("record the self-test")
         parts = parts_of(recipe, source, graph, proof, pictures)
         measured = None
@@ -129,10 +133,10 @@ def refuse_reserved(recipe: Recipe) -> None:
     Raises:
         RecipeError: names the entry.
     """
-    mode = recipe.precision.mode
-    if mode != "fp32":
+    if recipe.precision.mode != "fp32" and recipe.task not in ("detect", "classify"):
         raise RecipeError(
-            f'recipe: precision.mode: "{mode}" is not available in this version, only "fp32"',
+            f'recipe: precision.mode: "{recipe.precision.mode}" goes with detectors and classifiers in this '
+            f'version; use "fp32" for task "{recipe.task}"',
             key="precision.mode",
         )
     for key in ("prune", "distill", "qat"):

@@ -16,7 +16,8 @@ from edgesmith.calibration.images import tensors
 from edgesmith.converters.runners import Outputs, graph_runner, outputs_of
 from edgesmith.sdk.errors import ExportError
 from edgesmith.sdk.manifest import Batch, Nms, Preprocess
-from edgesmith.sdk.preprocess import Frame8
+from edgesmith.sdk.preprocess import Frame8, prepared
+from edgesmith.sdk.selftest import as_seen
 
 PICTURES = 2
 # Enough pixels for every preprocess to have something to resize, and a bundle that stays small.
@@ -32,14 +33,33 @@ NMS_TOLERANCES = {"scores": SCORE, "candidate_scores": SCORE, "count": 1.0}
 
 
 def golden_pictures(images: Sequence[Frame8], preprocess: Preprocess) -> list[Frame8]:
-    """The first pictures, made small; where the graph takes any size all get one size, to share a tensor."""
-    if preprocess.fit == "none" and preprocess.size is not None:
-        return [image.copy() for image in images[:PICTURES]]
+    """The first pictures, at the size at which the preprocess leaves them as they are.
+
+    Where the graph takes any size all get one size, to share a tensor.
+    """
+    if preprocess.size is not None:
+        return [_without_resize(image, preprocess) for image in images[:PICTURES]]
     chosen = [_shrunk(image) for image in images[:PICTURES]]
-    if preprocess.size is None:
-        height, width = (min(c.shape[axis] for c in chosen) for axis in (0, 1))
-        chosen = [np.ascontiguousarray(c[:height, :width]) for c in chosen]
-    return chosen
+    height, width = (min(c.shape[axis] for c in chosen) for axis in (0, 1))
+    return [np.ascontiguousarray(c[:height, :width]) for c in chosen]
+
+
+def resize_check(image: Frame8, preprocess: Preprocess) -> tuple[Frame8, Frame8] | None:
+    """A picture that is resized on its way in, and what the network sees of it, uint8 ``(H, W, C)``.
+
+    None where the preprocess resizes nothing.
+    """
+    if preprocess.fit == "none":
+        return None
+    small = _shrunk(image)
+    seen = as_seen(preprocess, small).transpose(1, 2, 0)
+    return small, np.ascontiguousarray(seen.astype(np.uint8))
+
+
+def _without_resize(image: Frame8, preprocess: Preprocess) -> Frame8:
+    geometry = prepared(preprocess, image)[1]
+    size = round(geometry.scale_x * geometry.width), round(geometry.scale_y * geometry.height)
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _shrunk(image: Frame8) -> Frame8:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from edgesmith.converters import golden
@@ -23,7 +24,7 @@ from edgesmith.converters.report.page import page
 from edgesmith.converters.report.thumbnails import thumbnails
 from edgesmith.converters.sources import Loaded
 from edgesmith.converters.stages import Stages
-from edgesmith.sdk.manifest import Golden, Manifest, Provenance, TensorSpec, Variant
+from edgesmith.sdk.manifest import Golden, GoldenResize, Manifest, Provenance, TensorSpec, Variant
 from edgesmith.sdk.preprocess import Frame8
 
 if TYPE_CHECKING:
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
 
 FLOAT = "float"
 MODEL = "model.float.onnx"
+CHOSEN = "model.onnx"
 GOLDEN = "golden/float.npz"
+RESIZE, RESIZED = "golden/resize.png", "golden/resized.png"
 _PACKAGES = ("edgesmith", "torch", "onnx", "onnxruntime", "onnxslim", "onnxscript", "onnx-ir", "numpy")
 
 
@@ -47,17 +50,20 @@ class Parts:
     shown: tuple[Frame8, ...]
     expected: Mapping[str, NDArray[Any]]
     members: dict[str, bytes]
+    variants: Mapping[str, Variant]
+    chosen: str
 
-    def manifest(self, measured: Mapping[str, float], stage: Stages) -> Manifest:
-        """The manifest, with accuracies by name where they were measured."""
+    def manifest(
+        self, measured: Mapping[str, float], stage: Stages, others: Mapping[str, Mapping[str, float]] = {}
+    ) -> Manifest:
+        """The manifest, with accuracies by name where they were measured; ``others`` by variant."""
         recipe, nms = self.recipe, self.recipe.nms_spec()
-        variant = Variant(
-            member=MODEL,
-            precision="fp32",
-            golden=GOLDEN,
-            tolerance=golden.tolerances(self.expected, nms),
-            measured=dict(measured),
-        )
+        exact = replace(self.variants[FLOAT], measured=dict(measured))
+        variants = {
+            name: replace(variant, measured=dict(others.get(name, {})))
+            for name, variant in self.variants.items()
+        }
+        chosen = measured if self.chosen == FLOAT else others.get(self.chosen, {})
         return Manifest(
             name=name_of(recipe),
             task=recipe.task,
@@ -67,13 +73,16 @@ class Parts:
             inputs=specs(self.proof.model.graph.input),
             outputs=specs(self.proof.model.graph.output),
             nms=nms,
-            precision="fp32",
+            precision=recipe.precision.mode,
             target=recipe.target.device,
-            chosen=FLOAT,
-            variants={FLOAT: variant},
-            golden=Golden(images=tuple(golden_names(len(self.shown)))),
+            chosen=self.chosen,
+            variants={**variants, FLOAT: exact},
+            golden=Golden(
+                images=tuple(golden_names(len(self.shown))),
+                resize=GoldenResize(image=RESIZE, expected=RESIZED) if RESIZE in self.members else None,
+            ),
             parity=self.proof.against_reference.figures(),
-            measured=dict(measured),
+            measured=dict(chosen),
             provenance=Provenance(
                 created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
                 edgesmith=version("edgesmith"),
@@ -111,8 +120,20 @@ class Parts:
         return {"report.json": report.json(), "report.html": page(report, pictures).encode()}
 
 
-def parts_of(recipe: Recipe, source: Loaded, graph: Graph, proof: Proof, pictures: Pictures) -> Parts:
-    """Record the self-test and gather the members.
+def parts_of(
+    recipe: Recipe,
+    source: Loaded,
+    graph: Graph,
+    proof: Proof,
+    pictures: Pictures,
+    *,
+    others: Mapping[str, onnx.ModelProto] = {},
+    chosen: str = FLOAT,
+    extra: Mapping[str, bytes] = {},
+) -> Parts:
+    """Record the self-test of the float graph and of each other variant, and gather the members.
+
+    ``chosen`` names the variant that a GPU runs; ``extra`` are further members.
 
     Raises:
         ExportError: the graph does not run on its own golden pictures.
@@ -120,11 +141,29 @@ def parts_of(recipe: Recipe, source: Loaded, graph: Graph, proof: Proof, picture
     preprocess, nms = recipe.preprocess(), recipe.nms_spec()
     shown = golden.golden_pictures(pictures.frames, preprocess)
     expected = golden.golden_outputs(proof.model, shown, preprocess, recipe.batch, nms)
-    members = {MODEL: proof.model.SerializeToString(deterministic=True), GOLDEN: golden.npz(expected)}
+    members = {
+        MODEL: proof.model.SerializeToString(deterministic=True),
+        GOLDEN: golden.npz(expected),
+        **extra,
+    }
+    exact = Variant(
+        member=MODEL, precision="fp32", golden=GOLDEN, tolerance=golden.tolerances(expected, nms)
+    )  # fmt: skip
+    variants = {FLOAT: exact}
+    for name, model in others.items():
+        outputs = golden.golden_outputs(model, shown, preprocess, recipe.batch, nms)
+        member, data = CHOSEN if name == chosen else f"variants/{name}.onnx", f"golden/{name}.npz"
+        members |= {member: model.SerializeToString(deterministic=True), data: golden.npz(outputs)}
+        variants[name] = Variant(
+            member=member, precision=name, golden=data, tolerance=golden.tolerances(outputs, nms)
+        )
     members |= {
         name: golden.png(picture) for name, picture in zip(golden_names(len(shown)), shown, strict=True)
     }
-    return Parts(recipe, source, graph, proof, pictures, tuple(shown), expected, members)
+    check = golden.resize_check(pictures.frames[0], preprocess)
+    if check is not None:
+        members |= {RESIZE: golden.png(check[0]), RESIZED: golden.png(check[1])}
+    return Parts(recipe, source, graph, proof, pictures, tuple(shown), expected, members, variants, chosen)
 
 
 def golden_names(count: int) -> list[str]:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from edgesmith.sdk.backends.onnxruntime import UNSOUND_OPTIMIZERS
 from edgesmith.sdk.errors import ExportError
 from edgesmith.sdk.manifest import Batch
 
@@ -45,7 +46,10 @@ def graph_runner(model: onnx.ModelProto, *, optimised: bool = True) -> Runner:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            model.SerializeToString(),
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=list(UNSOUND_OPTIMIZERS),
         )
     except Exception as error:
         # onnxruntime's exception classes are private to its C module.

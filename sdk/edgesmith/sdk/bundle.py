@@ -237,7 +237,9 @@ def _check_members(path: Path, manifest: Manifest, infos: Mapping[str, zipfile.Z
 
 
 def _check_references(path: Path, manifest: Manifest) -> None:
+    golden = manifest.golden
     needed = [n for v in manifest.variants.values() for n in (v.member, v.golden)]
-    for name in (*needed, *manifest.golden.images):
+    needed += [*golden.images, *((golden.resize.image, golden.resize.expected) if golden.resize else ())]
+    for name in needed:
         if name not in manifest.members:
             raise BundleError(f"{path}: {MANIFEST} refers to member {name}, which is missing")

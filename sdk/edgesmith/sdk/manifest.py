@@ -149,10 +149,23 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     measured: dict[str, float] = {}
 
 
+class GoldenResize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A picture, and what the network sees of it: channels in the network's order, before the arithmetic."""
+
+    image: str
+    expected: str
+
+
 class Golden(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The self-test's inputs: members with losslessly encoded pictures, in order."""
+    """The self-test's inputs: members with losslessly encoded pictures, in order.
+
+    ``images`` go into the network without being resized, so that what the engine computes is compared
+    alone; ``resize`` is the check of the resizing itself, which differs by a step from processor to
+    processor.
+    """
 
     images: tuple[str, ...]
+    resize: GoldenResize | None = None
 
 
 class Provenance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -179,7 +192,11 @@ class Member(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The whole of ``manifest.json``. ``chosen`` names the variant that is run by default."""
+    """The whole of ``manifest.json``.
+
+    ``chosen`` names the variant that a GPU runs by default, ``cpu`` the one that a CPU does: integers that
+    TensorRT makes fast are slower than float in other engines.
+    """
 
     schema: Literal[1] = 1
     name: str
@@ -193,6 +210,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     precision: Precision = "fp32"
     target: str = "generic"
     chosen: str
+    cpu: str = "float"
     variants: dict[str, Variant]
     golden: Golden
     parity: dict[str, float] = {}
@@ -201,7 +219,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     members: dict[str, Member] = {}
 
     def __post_init__(self) -> None:
-        if self.chosen not in self.variants:
-            raise ValueError(f"chosen names {self.chosen!r}, which is not among the variants")
+        for role, name in (("chosen", self.chosen), ("cpu", self.cpu)):
+            if name not in self.variants:
+                raise ValueError(f"{role} names {name!r}, which is not among the variants")
         if self.task == "detect" and self.nms is None:
             raise ValueError("a detector's manifest needs nms")

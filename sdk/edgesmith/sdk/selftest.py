@@ -1,7 +1,7 @@
 """The bundle's self-test: its golden pictures through this machine's backend.
 
-The pictures go through the same preprocess as a frame, so a difference in either the preprocess or
-the engine shows.
+The pictures go through the same preprocess as a frame. Those for the engine need no resizing, so their
+tolerance is the engine's alone; the resizing has a picture and a tolerance of its own.
 """
 
 from __future__ import annotations
@@ -16,8 +16,12 @@ from numpy.typing import NDArray
 
 from edgesmith.sdk.bundle import Bundle
 from edgesmith.sdk.errors import BundleError
+from edgesmith.sdk.manifest import GoldenResize, Preprocess
 from edgesmith.sdk.models import Model
+from edgesmith.sdk.preprocess import prepared
 
+# OpenCV's resize rounds differently on x86 and on Arm: one step of a pixel, and never more.
+PIXEL_STEPS = 1.0
 Floats = NDArray[np.float64]
 
 
@@ -62,12 +66,28 @@ def self_test(model: Model[Any]) -> SelfTest:
         rows = [outputs[name][:count] for outputs, count in batches if name in outputs]
         got = np.concatenate(rows) if rows else np.empty(0)
         checks.append(compare(name, got, wanted, variant.tolerance.get(name, 0.0)))
+    if manifest.golden.resize is not None:
+        checks.append(_resizing(bundle, manifest.golden.resize))
     return SelfTest(
         passed=bool(checks) and all(check.passed for check in checks),
         backend=model.backend.name,
         variant=model.backend.variant,
         outputs=tuple(checks),
     )
+
+
+def as_seen(preprocess: Preprocess, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """What the network sees of a frame before the arithmetic: ``(C, H, W)``, 0..255, in its channel order."""
+    plain = msgspec.structs.replace(preprocess, scale=1.0, mean=(0.0,), std=(1.0,), layout="nchw")
+    return np.asarray(prepared(plain, frame)[0][0], np.float32)
+
+
+def _resizing(bundle: Bundle, golden: GoldenResize) -> OutputCheck:
+    """This machine's resize and padding against the converter's, in steps of 8-bit pixels."""
+    seen = as_seen(bundle.manifest.preprocess, _picture(golden.image, bundle.read(golden.image)))
+    wanted = _picture(golden.expected, bundle.read(golden.expected), cv2.IMREAD_UNCHANGED)
+    planes = wanted[None] if wanted.ndim == 2 else wanted.transpose(2, 0, 1)
+    return compare("preprocess", seen, planes, PIXEL_STEPS)
 
 
 def golden_pictures(bundle: Bundle) -> list[NDArray[np.uint8]]:
@@ -103,8 +123,8 @@ def _arrays(bundle: str, member: str, data: bytes) -> dict[str, NDArray[Any]]:
         raise BundleError(f"{bundle}: {member} cannot be read: {error}") from error
 
 
-def _picture(member: str, data: bytes) -> NDArray[np.uint8]:
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+def _picture(member: str, data: bytes, flags: int = cv2.IMREAD_COLOR) -> NDArray[np.uint8]:
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if image is None:
         raise BundleError(f"{member} is not a picture")
     return np.asarray(image, np.uint8)

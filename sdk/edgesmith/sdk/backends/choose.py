@@ -32,23 +32,22 @@ def open_backend(
         ConfigError: there is no such backend or variant.
         BackendError: the backend that was asked for does not run here.
     """
-    chosen = variant or bundle.manifest.chosen
-    if chosen not in bundle.manifest.variants:
+    if variant is not None and variant not in bundle.manifest.variants:
         known = ", ".join(bundle.manifest.variants)
-        raise ConfigError(f"{bundle.path}: no variant {chosen!r}; the bundle has {known}")
+        raise ConfigError(f"{bundle.path}: no variant {variant!r}; the bundle has {known}")
     if backend != "auto":
         if backend not in BACKENDS:
             raise ConfigError(f"no backend {backend!r}; there are auto, {', '.join(BACKENDS)}")
         reason = unavailable(backend)
         if reason is not None:
             raise BackendError(f"backend {backend!r} cannot run here: {reason}")
-        return _opener(backend)(bundle, chosen, options)
+        return _opened(backend, bundle, variant, options)
     reasons = []
     for name in BACKENDS:
         reason = unavailable(name)
         if reason is None:
             try:
-                return _opener(name)(bundle, chosen, options)
+                return _opened(name, bundle, variant, options)
             except BackendError as error:
                 log.warning("%s; trying the next backend", error)
                 reason = str(error)
@@ -62,8 +61,9 @@ def unavailable(name: str) -> str | None:
     return check()
 
 
-def _opener(name: str) -> Callable[[Bundle, str, Options], Backend]:
+def _opened(name: str, bundle: Bundle, variant: str | None, options: Options) -> Backend:
     opener: Callable[[Bundle, str, Options], Backend] = getattr(
         importlib.import_module(BACKENDS[name]), f"open_{name}"
     )
-    return opener
+    manifest = bundle.manifest
+    return opener(bundle, variant or (manifest.cpu if name == "cpu" else manifest.chosen), options)

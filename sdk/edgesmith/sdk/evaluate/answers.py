@@ -1,4 +1,4 @@
-"""One pass over pictures for one model or several: each is read once, and prepared once for all that agree."""
+"""One pass over pictures for any number of models: read once, prepared once where the preprocess agrees."""
 
 from __future__ import annotations
 

@@ -29,9 +29,9 @@ def decisions(
     return answers(models, items, load, _best, at_once=at_once, progress=progress)
 
 
-def top_figures(best: Ints, labels: Sequence[int]) -> dict[str, float]:
+def top_figures(best: Ints, labels: Sequence[int] | NDArray[np.int64]) -> dict[str, float]:
     """``top1`` and ``top5`` in percent of the best classes ``(N, k)`` against N labels."""
-    right = best == np.array(labels).reshape(-1, 1)
+    right = best == np.asarray(labels).reshape(-1, 1)
     return {f"top{k}": 100 * int(right[:, :k].any(1).sum()) / len(best) for k in (1, _BEST)}
 
 

@@ -183,7 +183,9 @@ def _overlaps(found: Floats, truth: Floats, crowd: Bools) -> Floats:
     area, other = np.prod(found[:, 2:], axis=1)[:, None], np.prod(truth[:, 2:], axis=1)
     whole = np.where(crowd, area, area + other - inter)
     # Sides without an extent meet nothing, however small the whole is.
-    return np.divide(inter, whole, out=np.zeros_like(inter), where=inter > 0)
+    shares: Floats = np.zeros_like(inter)
+    np.divide(inter, whole, out=shares, where=inter > 0)
+    return shares
 
 
 def _assign(overlaps: Floats, crowd: Bools) -> tuple[Bools, Bools]:

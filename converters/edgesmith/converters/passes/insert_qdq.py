@@ -1,0 +1,259 @@
+"""Q/DQ pairs where TensorRT wants them: directly in front of each quantized layer."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgesmith.calibration.scale_table import Quantizer
+from edgesmith.calibration.sites import MODULE_KEY, Site, sites_of
+from edgesmith.converters.passes.base import Declined, Pass, PassResult
+from edgesmith.sdk.errors import CalibrationError
+
+Integers = NDArray[np.int8]
+LEAST_SCALE = 1e-12  # of a weight channel that is all zeros
+
+
+class InsertQdq(Pass):
+    """Quantize layers explicitly: signed 8-bit, zero point 0, weights by channel, activations by tensor.
+
+    One pair stands in front of all quantized readers of a tensor, and nothing between a layer and its
+    activation function. With the quantizer's factor f (by channel) and offset c = shift * scale:
+
+        x -> Mul(1 / f) -> Pad(0) -> Add(-c) -> Q -> DQ -> conv(w', pads = 0) + b'
+        w' = Q(w * f),   b' = b + c * sum(w')        the sum runs over each output channel's weights
+
+    Each of Mul, Pad and Add stands there only where it is needed. The padding moves in front of the Add,
+    because the zeros that a convolution pads with are zeros of x. A factor is exact for depthwise
+    convolutions (each output channel reads one input channel) and, folded into the weights' input
+    channels, for dense layers; an offset is exact for all. (Layer names that are to be quantized,
+    quantizers by activation name, and optionally integers of weights that were rounded otherwise.)
+    """
+
+    def __init__(
+        self,
+        quantizers: Mapping[str, Quantizer],
+        layers: Collection[str],
+        weights: Mapping[str, Integers] | None = None,
+    ) -> None:
+        self.quantizers = quantizers
+        self.layers = frozenset(layers)
+        self.weights = dict(weights or {})
+
+    def requires(self, model: ir.Model) -> None:
+        """Every layer that is to be quantized has a quantizer for what it reads."""
+        missing = {
+            site.name: site.activation
+            for site in sites_of(model)
+            if site.name in self.layers and site.activation not in self.quantizers
+        }
+        for name, tensor in missing.items():
+            raise CalibrationError(
+                f"layer {name} reads {tensor}, which has no range: calibrate with images that reach it, "
+                "or list the layer in precision.keep_float"
+            )
+
+    def apply(self, model: ir.Model) -> PassResult:
+        """Insert the pairs; a layer that is quantized already, or cannot be, is declined."""
+        declined: list[Declined] = []
+        groups: dict[tuple[str, tuple[int, ...]], list[Site]] = defaultdict(list)
+        for site in sites_of(model):
+            if site.name not in self.layers:
+                continue
+            reason = _reason(site)
+            if reason is not None:
+                declined.append(Declined(site.name, reason))
+                continue
+            shifted = self.quantizers[site.activation].shift != 0
+            groups[site.activation, _pads(site) if shifted else ()].append(site)
+        known = {site.name for site in sites_of(model)}
+        declined += [
+            Declined(name, "no layer of this name can be quantized") for name in sorted(self.layers - known)
+        ]
+        builder = _Builder(model)
+        for (activation, pads), sites in groups.items():
+            quantizer = self.quantizers[activation]
+            integers = builder.pair(activation, quantizer, pads, sites)
+            for site in sites:
+                builder.layer(site, integers, quantizer, pads, self.weights.get(site.name))
+        _drop_unused(model)
+        return PassResult(model, sum(len(sites) for sites in groups.values()), tuple(declined))
+
+
+def quantized_weight(
+    site: Site, factor: tuple[float, ...] | None
+) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+    """The layer's weight with the factor in it, and the scale of each output channel (kept dimensions)."""
+    weight = site.weight.astype(np.float64)
+    if factor is not None:
+        weight = weight * _factor_for(site, np.asarray(factor))
+    others = tuple(axis for axis in range(weight.ndim) if axis != site.axis)
+    largest = np.abs(weight).max(axis=others, keepdims=True)
+    return weight, np.maximum(largest / 127, LEAST_SCALE).astype(np.float32)
+
+
+def _factor_for(site: Site, factor: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The factor along the weight's input channels, shaped to multiply the weight."""
+    if site.node.op_type != "Conv":
+        reach = 1 - site.axis if site.node.op_type == "Gemm" else site.weight.ndim - 2
+        shape = [1] * site.weight.ndim
+        shape[reach] = -1
+        return factor.reshape(shape)
+    out, per_group = site.weight.shape[:2]
+    tail = [1] * (site.weight.ndim - 2)
+    # Output channel o of group g reads input channels g * per_group ... + per_group.
+    by_group = factor.reshape(site.group, per_group)
+    return np.repeat(by_group, out // site.group, axis=0).reshape(out, per_group, *tail)
+
+
+def _pads(site: Site) -> tuple[int, ...]:
+    pads = tuple(site.node.attributes.get_ints("pads", [])) if site.node.op_type == "Conv" else ()
+    return pads if any(pads) else ()
+
+
+def _reason(site: Site) -> str | None:
+    producer = site.node.inputs[0].producer() if site.node.inputs[0] is not None else None
+    if producer is not None and producer.op_type == "DequantizeLinear":
+        return "it is quantized already"
+    if site.node.op_type == "Gemm" and site.node.attributes.get_float("alpha", 1.0) != 1.0:
+        return "its alpha is not 1"
+    if site.node.op_type == "Conv" and site.node.attributes.get_string("auto_pad", "NOTSET") not in (
+        "NOTSET",
+        "VALID",
+    ):
+        return "its padding is given by auto_pad"
+    bias = site.node.inputs[2] if len(site.node.inputs) > 2 else None
+    if bias is not None and bias.const_value is None:
+        return "its bias is computed in the graph"
+    return None
+
+
+class _Builder:
+    """Makes nodes and constants whose names follow the layer they serve."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self.graph = model.graph
+        self.values = {v.name: v for v in [*model.graph.inputs, *(o for n in model.graph for o in n.outputs)]}
+
+    def pair(
+        self, activation: str, quantizer: Quantizer, pads: tuple[int, ...], sites: list[Site]
+    ) -> ir.Value:
+        """Mul, Pad, Add, Q and DQ in front of the first of the layers; gives the DQ's output."""
+        first = sites[0].node
+        self._stem = f"{sites[0].name}/in"
+        self._module = sites[0].module
+        self._before = first
+        value = self.values[activation]
+        rank = sites[0].weight.ndim if first.op_type == "Conv" else 2
+        if quantizer.factor is not None:
+            inverse = (1 / np.asarray(quantizer.factor)).astype(np.float32)
+            shape = (1, -1, *[1] * (rank - 2)) if first.op_type == "Conv" else (-1,)
+            value = self._node("Mul", [value, self._constant("factor", inverse.reshape(shape))])
+        if pads:
+            half = len(pads) // 2
+            around = np.array([0, 0, *pads[:half], 0, 0, *pads[half:]], np.int64)
+            value = self._node("Pad", [value, self._constant("pads", around)])
+        if quantizer.shift:
+            value = self._node("Add", [value, self._constant("offset", np.float32(-quantizer.offset))])
+        scale = self._constant("scale", np.float32(quantizer.scale))
+        zero = self._constant("zero_point", np.int8(0))
+        integers = self._node("QuantizeLinear", [value, scale, zero])
+        return self._node("DequantizeLinear", [integers, scale, zero])
+
+    def layer(
+        self,
+        site: Site,
+        value: ir.Value,
+        quantizer: Quantizer,
+        pads: tuple[int, ...],
+        integers: Integers | None,
+    ) -> None:
+        """Point the layer at the quantized activation; give it an integer weight and its bias."""
+        node = site.node
+        self._stem, self._module, self._before = site.name, site.module, node
+        weight, scale = quantized_weight(site, quantizer.factor)
+        if integers is None:
+            integers = np.clip(np.rint(weight / scale), -127, 127).astype(np.int8)
+        flat = scale.reshape(-1)
+        weight_value = self._node(
+            "DequantizeLinear",
+            [
+                self._constant("weight", integers),
+                self._constant("weight_scale", flat),
+                self._constant("weight_zero_point", np.zeros(flat.size, np.int8)),
+            ],
+            axis=site.axis,
+        )
+        others = tuple(axis for axis in range(weight.ndim) if axis != site.axis)
+        bias = bias_of(site)
+        bias = bias + quantizer.offset * (integers.astype(np.float64) * scale).sum(axis=others)
+        node.replace_input_with(0, value)
+        node.replace_input_with(1, weight_value)
+        if node.op_type == "MatMul":
+            self._add_after(node, bias)
+        else:
+            node.resize_inputs(3)
+            node.replace_input_with(2, self._constant("bias", bias.astype(np.float32)))
+            if node.op_type == "Gemm":
+                node.attributes["beta"] = ir.AttrFloat32("beta", 1.0)
+        if pads:
+            node.attributes["pads"] = ir.AttrInt64s("pads", [0] * len(pads))
+
+    def _add_after(self, node: ir.Node, bias: NDArray[np.float64]) -> None:
+        """A matrix product has no bias of its own."""
+        if not bias.any():
+            return
+        old = node.outputs[0]
+        add = ir.node("Add", [old, self._constant("bias", bias.astype(np.float32))], name=f"{self._stem}/Add")
+        name, old.name = old.name, f"{self._stem}/product"
+        add.outputs[0].name, add.outputs[0].shape, add.outputs[0].type = name, old.shape, old.type
+        self.values[name] = add.outputs[0]
+        ir.convenience.replace_all_uses_with(old, add.outputs[0], replace_graph_outputs=True)
+        add.replace_input_with(0, old)
+        self.graph.insert_after(node, [add])
+
+    def _node(self, kind: str, inputs: list[ir.Value], **attributes: Any) -> ir.Value:
+        node = ir.node(kind, inputs, attributes=attributes, name=f"{self._stem}/{kind}")
+        node.outputs[0].name = f"{self._stem}/{kind}_output"
+        if self._module is not None:
+            node.metadata_props[MODULE_KEY] = self._module
+        self.graph.insert_before(self._before, [node])
+        return node.outputs[0]
+
+    def _constant(self, what: str, data: NDArray[Any] | np.generic) -> ir.Value:
+        name, number = f"{self._stem}/{what}", 1
+        while name in self.graph.initializers:
+            name, number = f"{self._stem}/{what}_{number}", number + 1
+        array = np.asarray(data)
+        value = ir.Value(
+            name=name,
+            const_value=ir.tensor(array, name=name),
+            type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
+            shape=ir.Shape(array.shape),
+        )
+        self.graph.initializers[name] = value
+        return value
+
+
+def _drop_unused(model: ir.Model) -> None:
+    """Take out constants that no node reads any more: the float weights."""
+    initializers = model.graph.initializers
+    for name in [
+        name for name, value in initializers.items() if not value.uses() and not value.is_graph_output()
+    ]:
+        del initializers[name]
+
+
+def bias_of(site: Site) -> NDArray[np.float64]:
+    """The layer's bias for each output channel, zeros where it has none; Gemm's ``beta`` is in it."""
+    width = site.weight.shape[site.axis]
+    given = site.node.inputs[2] if len(site.node.inputs) > 2 else None
+    if given is None or given.const_value is None:
+        return np.zeros(width)
+    beta = site.node.attributes.get_float("beta", 1.0) if site.node.op_type == "Gemm" else 1.0
+    return np.broadcast_to(given.const_value.numpy().astype(np.float64).reshape(-1) * beta, (width,)).copy()

@@ -1,0 +1,69 @@
+"""The last part of a conversion whose graph is not float32 alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from edgesmith.converters.convert import ConvertReport, KeptFloat
+from edgesmith.converters.graph import Graph, Proof
+from edgesmith.converters.package import Parts, parts_of
+from edgesmith.converters.passes.lint import require_clean
+from edgesmith.converters.pictures import Pictures
+from edgesmith.converters.precision.stage import decided, figures_of, scales_json
+from edgesmith.converters.recipe import Recipe
+from edgesmith.converters.sources import Loaded
+from edgesmith.converters.stages import Stages
+from edgesmith.sdk.bundle import write_bundle
+
+SCALES = "scales.json"
+
+
+def convert_quantized(
+    recipe: Recipe, out: Path, source: Loaded, graph: Graph, proof: Proof, pictures: Pictures, stage: Stages
+) -> ConvertReport:
+    """Decide the precision, write the bundle with its variants, and tell what was decided.
+
+    Raises:
+        AccuracyBudgetError: the budget cannot be kept; nothing was written.
+    """
+
+    def assemble(graphs: Mapping[str, onnx.ModelProto], chosen: str) -> Parts:
+        return parts_of(recipe, source, graph, proof, pictures, others=graphs, chosen=chosen, extra=extra)
+
+    extra: dict[str, bytes] = {}
+    decision, table = decided(recipe, proof.model, out, assemble, stage)
+    extra[SCALES] = scales_json(table)
+    for model in decision.graphs.values():
+        require_clean(ir.serde.deserialize_model(model))
+    stage("write the bundle")
+    parts = assemble(decision.graphs, decision.chosen)
+    exact: dict[str, float] = {}
+    others = {}
+    for name, paired in decision.verdicts.items():
+        exact, others[name] = figures_of(paired)
+    verdict = decision.verdicts.get(decision.chosen)
+    if verdict is not None and not verdict.labelled:
+        exact = {}
+    manifest = parts.manifest(exact, stage, others)
+    write_bundle(out, manifest, {**parts.members, **parts.report(manifest, None, stage)})
+    trials = len(decision.tried)
+    return ConvertReport(
+        bundle=str(out),
+        precision=manifest.precision,
+        metric=verdict.metric if verdict else None,
+        float=verdict.exact if verdict else None,
+        chosen=verdict.other if verdict else None,
+        drop=verdict.drop if verdict else None,
+        interval=verdict.interval if verdict else None,
+        int8_macs_share=decision.share,
+        kept_float=tuple(KeptFloat(node=k.node, module=k.module, why=k.why) for k in decision.kept),
+        evaluations=trials + len(decision.curve),
+        seconds=stage.total,
+        task=recipe.task,
+        size_bytes=out.stat().st_size,
+        parity=manifest.parity,
+    )

@@ -1,0 +1,201 @@
+"""The precision of each layer under an accuracy budget, decided on images that the verdict never sees."""
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import onnx
+import onnx_ir as ir
+
+from edgesmith.calibration.sites import Site
+from edgesmith.converters.passes.cast_fp16 import CastFp16, largest_of
+from edgesmith.converters.precision.output_layers import output_layers, vector_products
+from edgesmith.converters.precision.search import best_way, rank_sensitivity
+from edgesmith.converters.precision.trial import Trial, Workbench
+from edgesmith.sdk.errors import AccuracyBudgetError
+from edgesmith.sdk.evaluate.paired import Paired
+
+log = logging.getLogger(__name__)
+# Layers given back to float between two looks at the verdict: each look costs a pass over its images.
+STEPS = (2, 4, 8, 16, 32)
+SHORTLIST = 48  # layers whose sensitivity is measured before any is given back
+
+Judge = Callable[[Mapping[str, onnx.ModelProto]], Mapping[str, Paired]]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A layer that stays in float, and why."""
+
+    node: str
+    module: str | None
+    why: str
+
+
+@dataclass(frozen=True)
+class Point:
+    """One look at the verdict: layers in float beyond those that never were to be quantized, and the drop."""
+
+    float_layers: int
+    drop: float
+    interval: tuple[float, float]
+    share: float
+
+
+@dataclass(eq=False)
+class Decision:
+    """What was decided.
+
+    ``graphs`` are the variants by name, ``chosen`` one of them; ``share`` is that of the
+    multiply-accumulates in INT8 (0..1); ``curve`` the looks at the verdict in order.
+    """
+
+    chosen: str
+    graphs: dict[str, onnx.ModelProto]
+    verdicts: dict[str, Paired]
+    kept: tuple[Kept, ...]
+    share: float
+    trial: Trial | None = None
+    tried: Sequence[Trial] = ()
+    curve: list[Point] = field(default_factory=list)
+
+
+def never_quantized(sites: Sequence[Site], patterns: Sequence[str]) -> dict[str, str]:
+    """Layers that stay in float whatever the search finds, with the reason.
+
+    ``patterns`` are the recipe's ``precision.keep_float``, matched against node and module names.
+    """
+    reasons = dict.fromkeys(
+        vector_products(sites), "a vector times a matrix is bound by memory: INT8 gains nothing"
+    )
+    reasons |= dict.fromkeys(output_layers(sites), "it makes the outputs")
+    for site in sites:
+        for pattern in patterns:
+            if fnmatch.fnmatch(site.name, pattern) or fnmatch.fnmatch(site.module or "", pattern):
+                reasons[site.name] = f"precision.keep_float names it ({pattern})"
+    return reasons
+
+
+def macs_share(sites: Sequence[Site], in_float: Mapping[str, str] | frozenset[str]) -> float:
+    """Share (0..1) of the multiply-accumulates that are not in float."""
+    total = sum(site.macs for site in sites)
+    return sum(site.macs for site in sites if site.name not in in_float) / total if total else 0.0
+
+
+class Decider:
+    """Finds the graph that a precision mode asks for.
+
+    Args:
+        bench: graph, ranges, search images.
+        reasons: layers that are never quantized, see :func:`never_quantized`.
+        max_drop: the budget in points.
+        rest: ``fp16`` or ``fp32``, for what is not INT8.
+        judge: measures graphs by name on the verdict images; None where there are none.
+    """
+
+    def __init__(
+        self, bench: Workbench, reasons: Mapping[str, str], *, max_drop: float, rest: str, judge: Judge | None
+    ) -> None:
+        self.bench = bench
+        self.reasons = dict(reasons)
+        self.max_drop = max_drop
+        self.rest = rest
+        self.judge = judge
+        self.sites = bench.sites()
+
+    def finish(self, graph: onnx.ModelProto) -> onnx.ModelProto:
+        """The graph with what is not INT8 in the recipe's ``precision.rest``."""
+        if self.rest != "fp16":
+            return graph
+        return ir.to_proto(CastFp16(largest_of(self.bench.table))(ir.serde.deserialize_model(graph)).model)
+
+    def int8(self, *, method: str, repairs: str | Sequence[str], accept_drop: bool) -> Decision:
+        """Every layer that can be in INT8, repaired; refused past the budget unless that is accepted.
+
+        Raises:
+            AccuracyBudgetError: the drop is past the budget.
+        """
+        trial, tried = best_way(self.bench, method=method, repairs=repairs)
+        graph = self.finish(trial.graph)
+        verdicts = dict(self.judge({"int8": graph})) if self.judge else {}
+        found = verdicts.get("int8")
+        if found is not None and found.drop > self.max_drop and not accept_drop:
+            raise AccuracyBudgetError(
+                f"INT8 loses {found.drop:.2f} points of {found.metric} ({found.exact:.2f} to "
+                f'{found.other:.2f}); the budget is {self.max_drop:g}: use precision.mode = "auto" keeps '
+                "in float what costs most; or set precision.accept_drop"
+            )
+        share = macs_share(self.sites, self.reasons)
+        return Decision("int8", {"int8": graph}, verdicts, self._kept({}), share, trial, tried)
+
+    def fp16(self) -> Decision:
+        """Everything in FP16 that FP16 can hold.
+
+        Raises:
+            AccuracyBudgetError: the drop is past the budget.
+        """
+        self.rest = "fp16"
+        graph = self.finish(self.bench.exact)
+        verdicts = dict(self.judge({"fp16": graph})) if self.judge else {}
+        found = verdicts.get("fp16")
+        if found is not None and found.drop > self.max_drop:
+            raise AccuracyBudgetError(
+                f"FP16 loses {found.drop:.2f} points of {found.metric} ({found.exact:.2f} to "
+                f'{found.other:.2f}); the budget is {self.max_drop:g}: use precision.mode = "fp32"'
+            )
+        everything = {site.name: "precision.mode is fp16" for site in self.sites}
+        return Decision("fp16", {"fp16": graph}, verdicts, self._kept(everything), 0.0)
+
+    def auto(self, *, method: str, repairs: str | Sequence[str]) -> Decision:
+        """The most INT8 that stays inside the budget, else FP16.
+
+        Raises:
+            AccuracyBudgetError: not even FP16 does; the message holds the curve.
+        """
+        trial, tried = best_way(self.bench, method=method, repairs=repairs)
+        returned: dict[str, str] = {}
+        ranked: list[str] | None = None
+        curve: list[Point] = []
+        for count in (0, *STEPS):
+            if count:
+                if ranked is None:
+                    ranked = [s.node for s in rank_sensitivity(self.bench, trial, most=SHORTLIST)]
+                names = ranked[:count]
+                returned = dict.fromkeys(names, "quantizing it costs more accuracy than the budget allows")
+                if count > 2 * len(ranked):
+                    break
+            graph = self.finish(self.bench.without(trial, set(returned)) if returned else trial.graph)
+            share = macs_share(self.sites, self.reasons | returned)
+            verdicts = dict(self.judge({"auto": graph})) if self.judge else {}
+            found = verdicts.get("auto")
+            if found is None or found.drop <= self.max_drop:
+                if found is not None:
+                    curve.append(Point(len(returned), found.drop, found.interval, share))
+                return Decision(
+                    "auto", {"auto": graph}, verdicts, self._kept(returned), share, trial, tried, curve
+                )
+            curve.append(Point(len(returned), found.drop, found.interval, share))
+            log.info("%d layers back in float: %.2f points lost", len(returned), found.drop)
+        return self._fp16_instead(curve, trial, tried)
+
+    def _fp16_instead(self, curve: list[Point], trial: Trial, tried: Sequence[Trial]) -> Decision:
+        assert self.judge is not None
+        graph = self.finish(self.bench.exact)
+        verdicts = dict(self.judge({"fp16": graph}))
+        if verdicts["fp16"].drop > self.max_drop:
+            told = "; ".join(f"{p.float_layers} layers in float: {p.drop:.2f} points" for p in curve)
+            raise AccuracyBudgetError(
+                f"no precision stays inside {self.max_drop:g} points: {told}; all in FP16: "
+                f'{verdicts["fp16"].drop:.2f}. Raise precision.max_drop, or use precision.mode = "fp32"'
+            )
+        everything = {site.name: "no INT8 stays inside the budget" for site in self.sites}
+        return Decision("fp16", {"fp16": graph}, verdicts, self._kept(everything), 0.0, trial, tried, curve)
+
+    def _kept(self, returned: Mapping[str, str]) -> tuple[Kept, ...]:
+        reasons = {**returned, **self.reasons}
+        return tuple(
+            Kept(site.name, site.module, reasons[site.name]) for site in self.sites if site.name in reasons
+        )

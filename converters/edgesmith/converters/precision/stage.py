@@ -1,0 +1,177 @@
+"""The precision stage of a conversion: calibrate, decide, judge."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx
+
+from edgesmith.calibration.collect import collect
+from edgesmith.calibration.images import Images, tensors
+from edgesmith.calibration.scale_table import ScaleTable
+from edgesmith.converters.package import FLOAT, Parts
+from edgesmith.converters.precision.decide import Decider, Decision, Judge, never_quantized
+from edgesmith.converters.precision.trial import Workbench
+from edgesmith.converters.recipe import Recipe
+from edgesmith.converters.stages import Stages
+from edgesmith.sdk.bundle import write_bundle
+from edgesmith.sdk.errors import RecipeError
+from edgesmith.sdk.evaluate import EvaluationData
+from edgesmith.sdk.evaluate.paired import Paired, compare_many, compare_unlabelled
+from edgesmith.sdk.models import TASKS
+
+SEARCH_SHARE = 0.25  # of the calibration images, where the recipe names no search images
+MOST_SEARCH = 64
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images by what they are for; no image is in two of them."""
+
+    calibration: Images
+    search: Images
+
+
+def split_of(recipe: Recipe) -> Split:
+    """Calibration and search images, divided by the recipe's seed where it names no search images.
+
+    Raises:
+        RecipeError: the recipe names no calibration images, or too few to divide.
+        DataError: they cannot be found.
+    """
+    if recipe.data.calibration is None:
+        raise RecipeError(
+            f'recipe: data.calibration: precision.mode "{recipe.precision.mode}" needs images like those '
+            "that the robot will see: a folder, list file, glob or .npz",
+            key="data.calibration",
+        )
+    images = Images.open(recipe.resolve(recipe.data.calibration))
+    if recipe.data.search is not None:
+        search = Images.open(recipe.resolve(recipe.data.search))
+        return Split(images, search.sample(MOST_SEARCH, recipe.data.seed))
+    count = min(MOST_SEARCH, round(len(images) * SEARCH_SHARE))
+    if count < 1:
+        raise RecipeError(
+            f"recipe: data.calibration: {len(images)} images cannot be divided into calibration and search "
+            "images: give at least 4, better 100",
+            key="data.calibration",
+        )
+    order = np.random.default_rng(recipe.data.seed).permutation(len(images))
+    chosen, rest = sorted(order[:count].tolist()), sorted(order[count:].tolist())
+    return Split(images.pick(rest), images.pick(chosen))
+
+
+def decided(
+    recipe: Recipe,
+    exact: onnx.ModelProto,
+    out: Path,
+    assemble: Callable[[Mapping[str, onnx.ModelProto], str], Parts],
+    stage: Stages,
+) -> tuple[Decision, ScaleTable]:
+    """Calibrate on the recipe's images and find the graph that its precision mode asks for.
+
+    Args:
+        recipe: what is asked.
+        exact: the float graph.
+        out: where the bundle will be: bundles under test are written beside it.
+        assemble: makes the parts of a bundle with more variants, one of them chosen.
+        stage: told what is done.
+
+    Raises:
+        AccuracyBudgetError: the budget cannot be kept.
+        CalibrationError: the images give no usable ranges.
+        RecipeError: the recipe lacks what the mode needs.
+    """
+    preprocess, precision = recipe.preprocess(), recipe.precision
+    split = split_of(recipe)
+    stage("calibrate")
+    statistics = collect(exact.SerializeToString(), split.calibration, preprocess)
+    table = statistics.table()
+    stage("search the precision")
+    bench = Workbench(
+        exact,
+        table,
+        calibration=list(tensors(split.calibration, preprocess)),
+        search=list(tensors(split.search, preprocess)),
+        task=recipe.task,
+        nms=recipe.nms_spec(),
+        batch=recipe.batch,
+    )
+    reasons = never_quantized(bench.sites(), precision.keep_float)
+    bench.fixed_float = frozenset(reasons)
+    judge = _judge(recipe, out, assemble, stage, split)
+    decider = Decider(bench, reasons, max_drop=precision.max_drop, rest=precision.rest, judge=judge)
+    if precision.mode == "fp16":
+        return decider.fp16(), table
+    if precision.mode == "int8":
+        decision = decider.int8(
+            method=precision.method, repairs=precision.repairs, accept_drop=precision.accept_drop
+        )
+        return decision, table
+    return decider.auto(method=precision.method, repairs=precision.repairs), table
+
+
+def evaluation_of(recipe: Recipe) -> EvaluationData | None:
+    """The recipe's labelled images with absolute paths."""
+    given = recipe.data.evaluation
+    if given is None:
+        return None
+    return EvaluationData(
+        images=recipe.resolve(given.images),
+        annotations=None if given.annotations is None else recipe.resolve(given.annotations),
+        labels=None if given.labels is None else recipe.resolve(given.labels),
+    )
+
+
+def _judge(
+    recipe: Recipe,
+    out: Path,
+    assemble: Callable[[Mapping[str, onnx.ModelProto], str], Parts],
+    stage: Stages,
+    split: Split,
+) -> Judge | None:
+    """Measures graphs as a user would run them: from a bundle, through the model's class.
+
+    With labelled images on those; else in decisions that change on the search images.
+    """
+    kind = TASKS.get(recipe.task)
+    if kind is None:
+        return None
+    data = evaluation_of(recipe)
+
+    def judge(graphs: Mapping[str, onnx.ModelProto]) -> Mapping[str, Paired]:
+        stage("measure on the verdict images" if data is not None else "compare on unlabelled images")
+        parts = assemble(graphs, next(iter(graphs)))
+        path = out.with_name(f".{out.name}.{secrets.token_hex(4)}.measure")
+        try:
+            write_bundle(path, parts.manifest({}, stage), parts.members)
+            reference = kind.load(path, backend="cpu", variant=FLOAT, threads=1)
+            others = {name: kind.load(path, backend="cpu", variant=name, threads=1) for name in graphs}
+            if data is not None:
+                return compare_many(reference, others, data)
+            return compare_unlabelled(reference, others, list(split.search))
+        finally:
+            path.unlink(missing_ok=True)
+
+    return judge
+
+
+def figures_of(paired: Paired) -> tuple[dict[str, float], dict[str, float]]:
+    """The figures by name of the exact model and of the other, as they stand in the manifest."""
+    exact = {name: values[0] for name, values in paired.values.items()}
+    other = {name: values[1] for name, values in paired.values.items()}
+    other["drop"] = paired.drop
+    other["drop_low"], other["drop_high"] = paired.interval
+    if paired.flipped is not None:
+        other["flipped"] = float(paired.flipped)
+    return exact, other
+
+
+def scales_json(table: ScaleTable) -> bytes:
+    """The table as it lies in the bundle."""
+    return msgspec.json.encode(table)
