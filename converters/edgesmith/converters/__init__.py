@@ -3,7 +3,8 @@
 recipe -> sources -> adapters -> export -> passes -> parity -> bundle; :mod:`.convert` lists the stages.
 """
 
-from edgesmith.converters.convert import ConvertReport, convert
+from edgesmith.converters.convert import convert
+from edgesmith.converters.outcome import ConvertReport
 from edgesmith.converters.recipe import (
     Data,
     Evaluation,

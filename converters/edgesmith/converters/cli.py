@@ -8,9 +8,9 @@ from typing import Any
 import click
 import msgspec
 
-from edgesmith.converters.convert import ConvertReport
 from edgesmith.converters.convert import convert as convert_recipe
 from edgesmith.converters.options import recipe_options
+from edgesmith.converters.outcome import ConvertReport
 from edgesmith.converters.recipe import Recipe
 from edgesmith.sdk.cli.output import emit_json
 from edgesmith.sdk.errors import AccuracyBudgetError, EdgesmithError, ExportError, ParityError

@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
+from edgesmith.converters.outcome import ConvertReport
 from edgesmith.converters.recipe import Recipe
 from edgesmith.converters.stages import Stages
 from edgesmith.sdk.errors import BundleError, RecipeError
@@ -21,41 +20,6 @@ if TYPE_CHECKING:
     from edgesmith.sdk.manifest import Manifest
 
 log = logging.getLogger(__name__)
-Number = float  # the report has a field of that name
-
-
-class KeptFloat(msgspec.Struct, frozen=True, kw_only=True):
-    """A layer that stays in float, the module it came from, and why."""
-
-    node: str
-    module: str | None
-    why: str
-
-
-class ConvertReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What a conversion gave; the keys of ``convert --json``.
-
-    ``float`` and ``chosen`` are the accuracies of the float graph and of the chosen one by ``metric``
-    (percent), None without labelled images; ``drop`` is in points with its 95 % ``interval``.
-    ``int8_macs_share`` is of all convolutions and matrix products. ``refused`` is None or the reason.
-    ``parity`` holds the figures against the model that was brought.
-    """
-
-    bundle: str | None
-    precision: str
-    metric: str | None = None
-    float: Number | None = None
-    chosen: Number | None = None
-    drop: Number | None = None
-    interval: tuple[Number, Number] | None = None
-    int8_macs_share: Number = 0.0
-    kept_float: tuple[KeptFloat, ...] = ()
-    evaluations: int = 0
-    seconds: Number = 0.0
-    refused: str | None = None
-    task: str
-    size_bytes: int = 0
-    parity: dict[str, Number] = {}
 
 
 def convert(recipe: Recipe, out: str | os.PathLike[str]) -> ConvertReport:

@@ -8,8 +8,8 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from edgesmith.converters.convert import ConvertReport, KeptFloat
 from edgesmith.converters.graph import Graph, Proof
+from edgesmith.converters.outcome import ConvertReport, KeptFloat
 from edgesmith.converters.package import Parts, parts_of
 from edgesmith.converters.passes.lint import require_clean
 from edgesmith.converters.pictures import Pictures
