@@ -28,10 +28,11 @@ ASSETS = Path(os.environ.get("EDGESMITH_ASSETS", HERE.parent.parent / "shared" /
 PACKAGES = ("edgesmith", "numpy", "onnxruntime", "opencv-python-headless", "torch", "onnx")
 
 
-def trained_recipe(name: str, assets: Path, **changes: Any) -> Recipe:
-    """The recipe of a trained model, without its evaluation; keyword arguments replace whole tables."""
+def trained_recipe(name: str, assets: Path, *, evaluation: bool = False, **changes: Any) -> Recipe:
+    """The recipe of a trained model, with its labelled images or not; ``changes`` replace whole tables."""
     table = tomllib.loads((HERE / "recipes" / f"{name}.toml").read_text())
-    table["data"].pop("evaluation")
+    if not evaluation:
+        table["data"].pop("evaluation")
     return Recipe.from_dict({**table, **changes}, base=assets)
 
 
