@@ -84,7 +84,7 @@ def test_refusal_in_json(
         (["--input.sise", "3"], 2, "No such option"),
         (["--input.size", "big"], 2, "input.size: expected a number or a list, got text"),
         (["--input.size", "[1,"], 2, "neither TOML nor JSON"),
-        (["--precision.mode", "int8"], 2, 'only "fp32"'),
+        (["--precision.mode", "int4"], 2, "precision.mode"),
         (["--model.weights", "nope.pt"], 2, "model.weights: there is no file or folder"),
         (["--model.factory", "tinynets:nothing"], 3, "tinynets has no nothing"),
         (["--target.device", "toaster"], 2, "toaster"),

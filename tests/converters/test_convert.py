@@ -222,8 +222,7 @@ def refused(recipe: Recipe, out: Path, kind: type[EdgesmithError], said: str) ->
 @pytest.mark.parametrize(
     ("tables", "said", "key"),
     [
-        ({"precision": {"mode": "int8"}}, "only \"fp32\"", "precision.mode"),
-        ({"precision": {"mode": "auto"}}, '"auto" is not available', "precision.mode"),
+        ({"precision": {"mode": "int8"}, "data": {}}, "needs images like those", "data.calibration"),
         ({"prune": {"ratio": 0.5}}, "prune: training stages are not available", "prune"),
         ({"qat": {}}, "qat: training stages are not available", "qat"),
         ({"target": {"dla": 0}}, "target.dla: not available", "target.dla"),

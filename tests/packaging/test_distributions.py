@@ -86,3 +86,31 @@ def test_the_device_install_runs_a_bundle(
     ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert '"frames": 1' in ran.stdout
+
+
+@pytest.mark.slow
+def test_the_bare_install_reads_bundles_and_names_what_is_missing(
+    distributions: Path, make_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    (wheel,) = distributions.glob("*.whl")
+    venv = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
+    install = [str(venv / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check", str(wheel)]
+    done = subprocess.run(install, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    bundle = make_bundle()
+
+    def edgesmith(*args: str) -> subprocess.CompletedProcess[str]:
+        command = [str(venv / "bin" / "edgesmith"), *args]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+
+    assert edgesmith("inspect", str(bundle), "--check").returncode == 0
+    assert edgesmith("devices").returncode == 0
+    doctor = edgesmith("doctor")
+    assert "Traceback" not in doctor.stderr
+    assert "edgesmith[runtime]" in doctor.stdout
+    for command, extra in ((["verify", str(bundle)], "runtime"), (["convert", "r.toml"], "convert")):
+        refused = edgesmith(*command)
+        assert refused.returncode == 2
+        assert f"edgesmith[{extra}]" in refused.stderr
+        assert "Traceback" not in refused.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,15 @@ from edgesmith.converters.options import recipe_options
 from edgesmith.converters.outcome import ConvertReport
 from edgesmith.converters.recipe import Recipe
 from edgesmith.sdk.cli.output import emit_json
-from edgesmith.sdk.errors import AccuracyBudgetError, EdgesmithError, ExportError, ParityError
+from edgesmith.sdk.errors import (
+    AccuracyBudgetError,
+    EdgesmithError,
+    ExportError,
+    MissingExtraError,
+    ParityError,
+)
 
+PACKAGES = ("torch", "onnx", "onnxscript", "onnx_ir", "onnxslim", "safetensors", "onnxruntime", "cv2")
 _REFUSALS = (ParityError, ExportError, AccuracyBudgetError)
 
 
@@ -33,6 +41,7 @@ def convert(ctx: click.Context, recipe: Path, out: Path | None, as_json: bool) -
     every key of it is an option too, which goes before the file's: `--input.size 416,416`.
     A refused conversion leaves an existing bundle as it was.
     """
+    need_packages("convert")
     overrides: dict[str, Any] = ctx.ensure_object(dict).get("overrides", {})
     read = Recipe.from_toml(recipe, overrides)
     try:
@@ -45,6 +54,20 @@ def convert(ctx: click.Context, recipe: Path, out: Path | None, as_json: bool) -
         emit_json(msgspec.to_builtins(report))
     else:
         click.echo(summary(report))
+
+
+def need_packages(command: str) -> None:
+    """Say at once which extra a command lacks: its packages are imported late, after the recipe was read.
+
+    Raises:
+        MissingExtraError: one of the extra's packages is not installed.
+    """
+    for package in PACKAGES:
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError(
+                f"edgesmith {command} needs the package {package}: pip install 'edgesmith[convert]'",
+                extra="convert",
+            )
 
 
 def _refused(recipe: Recipe, error: EdgesmithError) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def convert(recipe: Recipe, out: str | os.PathLike[str]) -> ConvertReport:
 
 
 def refuse_reserved(recipe: Recipe) -> None:
-    """Refuse what the recipe may ask for and this version does not do.
+    """Refuse what the recipe may ask for and this version does not do, and what a mode lacks.
 
     Raises:
         RecipeError: names the entry.
@@ -102,6 +102,12 @@ def refuse_reserved(recipe: Recipe) -> None:
             f'recipe: precision.mode: "{recipe.precision.mode}" goes with detectors and classifiers in this '
             f'version; use "fp32" for task "{recipe.task}"',
             key="precision.mode",
+        )
+    if recipe.precision.mode != "fp32" and recipe.data.calibration is None:
+        raise RecipeError(
+            f'recipe: data.calibration: precision.mode "{recipe.precision.mode}" needs images like those '
+            "that the robot will see: a folder, list file, glob or .npz",
+            key="data.calibration",
         )
     for key in ("prune", "distill", "qat"):
         if getattr(recipe, key) is not None:

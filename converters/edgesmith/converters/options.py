@@ -67,7 +67,7 @@ HELP: dict[str, str] = {
     "data.evaluation.downscale": "Factor by which images are made small for psnr.",
     "data.training": "Training images.",
     "data.seed": "Draws every split.",
-    "precision.mode": "Number format; this version does fp32.",
+    "precision.mode": "Number format: fp32, fp16, int8, or the mix that keeps the budget.",
     "precision.rest": "What is not INT8.",
     "precision.max_drop": "Points of accuracy that may go.",
     "precision.method": "How ranges become scales.",
