@@ -194,7 +194,7 @@ class Member(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole of ``manifest.json``.
 
-    ``chosen`` names the variant that a GPU runs by default, ``cpu`` the one that a CPU does: integers that
+    ``chosen`` names the variant that a GPU runs by default, ``cpu`` the one that a CPU does (None: the same): integers that
     TensorRT makes fast are slower than float in other engines.
     """
 
@@ -210,7 +210,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     precision: Precision = "fp32"
     target: str = "generic"
     chosen: str
-    cpu: str = "float"
+    cpu: str | None = None
     variants: dict[str, Variant]
     golden: Golden
     parity: dict[str, float] = {}
@@ -220,7 +220,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     def __post_init__(self) -> None:
         for role, name in (("chosen", self.chosen), ("cpu", self.cpu)):
-            if name not in self.variants:
+            if name is not None and name not in self.variants:
                 raise ValueError(f"{role} names {name!r}, which is not among the variants")
         if self.task == "detect" and self.nms is None:
             raise ValueError("a detector's manifest needs nms")

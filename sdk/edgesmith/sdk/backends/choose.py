@@ -66,4 +66,6 @@ def _opened(name: str, bundle: Bundle, variant: str | None, options: Options) ->
         importlib.import_module(BACKENDS[name]), f"open_{name}"
     )
     manifest = bundle.manifest
-    return opener(bundle, variant or (manifest.cpu if name == "cpu" else manifest.chosen), options)
+    return opener(
+        bundle, variant or ((manifest.cpu or manifest.chosen) if name == "cpu" else manifest.chosen), options
+    )
