@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -78,3 +80,25 @@ def test_suppression_in_the_graph_finds_what_the_host_finds(
         np.testing.assert_allclose(a.boxes, b.boxes, atol=0.05)
         found += len(a)
     assert found > 100
+
+
+RESIDENT = """
+import sys
+from edgesmith.sdk import Detector, read_image
+from edgesmith.sdk.board.memory import resident_bytes
+detector = Detector.load(sys.argv[1], backend="cpu")
+frame = read_image(sys.argv[2])
+for _ in range(10):
+    detector(frame)
+print(resident_bytes(), sorted({"torch", "onnx"} & set(sys.modules)))
+"""
+
+
+@pytest.mark.assets
+def test_a_detector_process_stays_small(assets: Path, asset_bundle: Callable[..., Path]) -> None:
+    picture = min((assets / "coco_val").glob("*.jpg"))
+    command = [sys.executable, "-c", RESIDENT, str(asset_bundle("yolox_nano")), str(picture)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    held, heavy = done.stdout.split(maxsplit=1)
+    assert 20 << 20 < int(held) < 250 << 20
+    assert heavy.strip() == "[]"
