@@ -74,7 +74,12 @@ def _refused(recipe: Recipe, error: EdgesmithError) -> dict[str, Any]:
     """The same keys where nothing was written."""
     figures = error.figures if isinstance(error, ParityError) else {}
     report = ConvertReport(
-        bundle=None, precision=recipe.precision.mode, task=recipe.task, refused=str(error), parity=figures
+        bundle=None,
+        precision=recipe.precision.mode,
+        drop=error.drop if isinstance(error, AccuracyBudgetError) else None,
+        task=recipe.task,
+        refused=str(error),
+        parity=figures,
     )
     table: dict[str, Any] = msgspec.to_builtins(report)
     return table

@@ -19,8 +19,10 @@ from edgesmith.converters import golden
 from edgesmith.converters.graph import Graph, Proof
 from edgesmith.converters.pictures import Pictures
 from edgesmith.converters.recipe import Recipe
+from edgesmith.converters.report.against_float import Compared
 from edgesmith.converters.report.data import Report, Tensors
 from edgesmith.converters.report.page import page
+from edgesmith.converters.report.precision import PrecisionReport
 from edgesmith.converters.report.thumbnails import thumbnails
 from edgesmith.converters.sources import Loaded
 from edgesmith.converters.stages import Stages
@@ -76,6 +78,7 @@ class Parts:
             precision=recipe.precision.mode,
             target=recipe.target.device,
             chosen=self.chosen,
+            cpu=FLOAT,
             variants={**variants, FLOAT: exact},
             golden=Golden(
                 images=tuple(golden_names(len(self.shown))),
@@ -95,8 +98,14 @@ class Parts:
             ),
         )
 
-    def report(self, manifest: Manifest, measured: Evaluation | None, stage: Stages) -> dict[str, bytes]:
-        """The members ``report.json`` and ``report.html``."""
+    def report(
+        self,
+        manifest: Manifest,
+        measured: Evaluation | None,
+        stage: Stages,
+        precision: tuple[PrecisionReport, Compared] | None = None,
+    ) -> dict[str, bytes]:
+        """The members ``report.json`` and ``report.html``; ``precision`` where the graph is not float32."""
         model = self.proof.model
         report = Report(
             manifest=manifest,
@@ -115,9 +124,11 @@ class Parts:
             ),
             sizes_bytes={name: len(data) for name, data in sorted(self.members.items())},
             stages_s={name: round(spent, 3) for name, spent in stage.seconds.items()},
+            precision=precision[0] if precision else None,
         )
         pictures = thumbnails(self.shown, self.expected, manifest)
-        return {"report.json": report.json(), "report.html": page(report, pictures).encode()}
+        pairs = precision[1].pictures if precision else ()
+        return {"report.json": report.json(), "report.html": page(report, pictures, pairs).encode()}
 
 
 def parts_of(

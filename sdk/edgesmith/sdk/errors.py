@@ -109,9 +109,14 @@ class CalibrationError(EdgesmithError):
 
 
 class AccuracyBudgetError(EdgesmithError):
-    """No precision keeps the accuracy inside the budget."""
+    """No precision keeps the accuracy inside the budget; ``drop`` was reached, both in points."""
 
     exit_status: ClassVar[int] = 4
+
+    def __init__(self, message: str, *, drop: float | None = None, budget: float | None = None) -> None:
+        super().__init__(message)
+        self.drop = drop
+        self.budget = budget
 
 
 class BundleError(EdgesmithError, ValueError):

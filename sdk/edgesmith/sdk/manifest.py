@@ -194,8 +194,8 @@ class Member(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole of ``manifest.json``.
 
-    ``chosen`` names the variant that a GPU runs by default, ``cpu`` the one that a CPU does (None: the same): integers that
-    TensorRT makes fast are slower than float in other engines.
+    ``chosen`` names the variant that a GPU runs by default, ``cpu`` the one that a CPU does (None: the same):
+    integers that TensorRT makes fast are slower than float in other engines.
     """
 
     schema: Literal[1] = 1

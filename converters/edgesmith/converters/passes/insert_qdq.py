@@ -65,7 +65,7 @@ class InsertQdq(Pass):
         for site in sites_of(model):
             if site.name not in self.layers:
                 continue
-            reason = _reason(site)
+            reason = unfit_for_int8(site)
             if reason is not None:
                 declined.append(Declined(site.name, reason))
                 continue
@@ -116,7 +116,8 @@ def _pads(site: Site) -> tuple[int, ...]:
     return pads if any(pads) else ()
 
 
-def _reason(site: Site) -> str | None:
+def unfit_for_int8(site: Site) -> str | None:
+    """Why no pair can stand in front of a layer; None where one can."""
     producer = site.node.inputs[0].producer() if site.node.inputs[0] is not None else None
     if producer is not None and producer.op_type == "DequantizeLinear":
         return "it is quantized already"

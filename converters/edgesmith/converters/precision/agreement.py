@@ -10,20 +10,20 @@ from numpy.typing import NDArray
 
 from edgesmith.converters.runners import Outputs
 from edgesmith.sdk.decode import canonical
-from edgesmith.sdk.evaluate.detect import coco_figures
+from edgesmith.sdk.evaluate.matching import Found, Truth, average_precisions, match
+from edgesmith.sdk.evaluate.paired import SURE
 from edgesmith.sdk.manifest import Nms, Task
 from edgesmith.sdk.preprocess import Geometry
-
-# The float model's own detections over this score stand for the truth.
-SURE = 0.3
+from edgesmith.sdk.results import Detections
 
 
 class Agreement(msgspec.Struct, frozen=True, kw_only=True):
     """A graph against the float graph on the same images.
 
     ``same`` is in percent: decisions that are the same (classifiers), or mAP@[.5:.95] against the float
-    model's detections (detectors). ``decibels`` is the signal-to-noise ratio of the outputs that carry the
-    decision. ``flipped`` counts decisions that changed, of ``decisions``.
+    model's detections of score >= 0.3 (detectors; 100 where it has none). ``decibels`` is the signal-to-noise
+    ratio of the outputs that carry the decision. ``flipped`` counts decisions that changed (detectors: by how
+    many the count of such detections differs), of ``decisions``.
     """
 
     same: float
@@ -56,12 +56,16 @@ def agreement(
 
 
 def decibels(exact: Sequence[NDArray[np.generic]], other: Sequence[NDArray[np.generic]]) -> float:
-    """Signal-to-quantization-noise ratio: 10 log10(sum x^2 / sum (x - y)^2)."""
+    """Signal-to-quantization-noise ratio in dB over all arrays: 10 log10(sum x^2 / sum (x - y)^2).
+
+    Infinite where they are the same.
+    """
     signal = noise = 0.0
     for a, b in zip(exact, other, strict=True):
-        x, y = a.astype(np.float64), b.astype(np.float64)
-        signal += float((x * x).sum())
-        noise += float(((x - y) ** 2).sum())
+        x, y = a.astype(np.float32, copy=False), b.astype(np.float32, copy=False)
+        difference = x - y
+        signal += float(np.vdot(x, x))
+        noise += float(np.vdot(difference, difference))
     return float("inf") if noise == 0.0 else 10 * float(np.log10(max(signal, 1e-30) / noise))
 
 
@@ -69,26 +73,19 @@ def _of_detections(
     exact: Sequence[Outputs], other: Sequence[Outputs], nms: Nms, size: tuple[int, int]
 ) -> Agreement:
     geometry = Geometry(*size, *size)
-    truth: dict[str, list[dict[str, object]]] = {"images": [], "annotations": [], "categories": []}
-    found: list[dict[str, object]] = []
-    labels: set[int] = set()
-    changed = total = 0
-    for number, (a, b) in enumerate(zip(exact, other, strict=True), 1):
-        sure = canonical.detections(a, 0, geometry, nms, (), score=SURE)
-        truth["images"].append({"id": number, "width": size[1], "height": size[0]})
-        for item in sure.to_coco(number):
-            width, height = item["bbox"][2:]
-            entry = {**item, "id": len(truth["annotations"]) + 1, "area": width * height, "iscrowd": 0}
-            truth["annotations"].append(entry)
-            labels.add(int(item["category_id"]))
-        theirs = canonical.detections(b, 0, geometry, nms, (), score=nms.evaluation_score)
-        found += theirs.to_coco(number)
-        total += len(sure)
-        changed += abs(len(sure) - len(theirs.filter(min_score=SURE)))
-    truth["categories"] = [{"id": label, "name": str(label)} for label in sorted(labels)]
-    found = [item for item in found if item["category_id"] in labels]
-    ratio = (
-        decibels([o["scores"] for o in exact], [o["scores"] for o in other]) if "scores" in exact[0] else 0.0
+
+    def found(outputs: Outputs) -> Detections:
+        return canonical.detections(outputs, 0, geometry, nms, (), score=nms.evaluation_score)
+
+    sure = [found(outputs).filter(min_score=SURE) for outputs in exact]
+    theirs = [found(outputs) for outputs in other]
+    changed = sum(
+        abs(len(mine) - len(one.filter(min_score=SURE))) for mine, one in zip(sure, theirs, strict=True)
     )
-    same = coco_figures(truth, found, [n["id"] for n in truth["images"]])["mAP"] if labels else 100.0  # type: ignore[misc]
+    truth = Truth.from_detections(sure)
+    total = len(truth.images)
+    precisions = average_precisions(match(truth, Found.from_detections(theirs)))
+    # The graph with suppression in it has scores too: those of its detections, best first.
+    ratio = decibels([o["scores"] for o in exact], [o["scores"] for o in other])
+    same = float(precisions.mean()) if total else 100.0
     return Agreement(same=same, decibels=ratio, flipped=changed, decisions=total)

@@ -14,8 +14,8 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgesmith.calibration.sites import MODULE_KEY
 from edgesmith.converters.passes.base import Declined, Pass, PassResult
+from edgesmith.converters.precision.agreement import decibels
 from edgesmith.converters.precision.lockstep import Floats, channel_means, lockstep
 
 Deltas = dict[str, NDArray[np.float64]]
@@ -44,17 +44,8 @@ def bias_corrections(
         deltas[step.name] = channel_means(step.exact) - channel_means(step.quantized)
         if correct:
             step.shift(deltas[step.name])
-        ratios[step.name] = signal_to_noise(step.exact, step.quantized)
+        ratios[step.name] = decibels(step.exact, step.quantized)
     return deltas, ratios
-
-
-def signal_to_noise(exact: Sequence[Floats], other: Sequence[Floats]) -> float:
-    """Signal-to-quantization-noise ratio in dB over all images: 10 log10(sum x^2 / sum (x - y)^2)."""
-    signal = sum(float(np.vdot(a, a)) for a in exact)
-    noise = sum(float(np.vdot(d, d)) for d in (a - b for a, b in zip(exact, other, strict=True)))
-    if noise == 0.0:
-        return float("inf")
-    return 10 * float(np.log10(max(signal, 1e-30) / noise))
 
 
 class AddToBias(Pass):
@@ -87,8 +78,3 @@ class AddToBias(Pass):
                 del model.graph.initializers[bias.name]
         declined += [Declined(name, f"no layer {name}") for name in left]
         return PassResult(model, len(self.deltas) - len(declined), tuple(declined))
-
-
-def module_of(node: ir.Node) -> str | None:
-    """The path of a node in the user's model."""
-    return node.metadata_props.get(MODULE_KEY)

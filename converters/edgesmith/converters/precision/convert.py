@@ -13,6 +13,7 @@ from edgesmith.converters.outcome import ConvertReport, KeptFloat
 from edgesmith.converters.package import Parts, parts_of
 from edgesmith.converters.passes.lint import require_clean
 from edgesmith.converters.pictures import Pictures
+from edgesmith.converters.precision.evidence import evidence
 from edgesmith.converters.precision.stage import decided, figures_of, scales_json
 from edgesmith.converters.recipe import Recipe
 from edgesmith.converters.sources import Loaded
@@ -39,6 +40,8 @@ def convert_quantized(
     extra[SCALES] = scales_json(table)
     for model in decision.graphs.values():
         require_clean(ir.serde.deserialize_model(model))
+    stage("compare for the report")
+    told = evidence(recipe, proof.model, graph.names, decision, table)
     stage("write the bundle")
     parts = assemble(decision.graphs, decision.chosen)
     exact: dict[str, float] = {}
@@ -49,8 +52,7 @@ def convert_quantized(
     if verdict is not None and not verdict.labelled:
         exact = {}
     manifest = parts.manifest(exact, stage, others)
-    write_bundle(out, manifest, {**parts.members, **parts.report(manifest, None, stage)})
-    trials = len(decision.tried)
+    write_bundle(out, manifest, {**parts.members, **parts.report(manifest, None, stage, told)})
     return ConvertReport(
         bundle=str(out),
         precision=manifest.precision,
@@ -61,7 +63,7 @@ def convert_quantized(
         interval=verdict.interval if verdict else None,
         int8_macs_share=decision.share,
         kept_float=tuple(KeptFloat(node=k.node, module=k.module, why=k.why) for k in decision.kept),
-        evaluations=trials + len(decision.curve),
+        evaluations=decision.evaluations,
         seconds=stage.total,
         task=recipe.task,
         size_bytes=out.stat().st_size,

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from edgesmith.calibration.sites import Site
 from edgesmith.converters.passes.cast_fp16 import CastFp16, largest_of
+from edgesmith.converters.passes.insert_qdq import unfit_for_int8
 from edgesmith.converters.precision.output_layers import output_layers, vector_products
 from edgesmith.converters.precision.search import best_way, rank_sensitivity
 from edgesmith.converters.precision.trial import Trial, Workbench
@@ -50,7 +51,8 @@ class Decision:
     """What was decided.
 
     ``graphs`` are the variants by name, ``chosen`` one of them; ``share`` is that of the
-    multiply-accumulates in INT8 (0..1); ``curve`` the looks at the verdict in order.
+    multiply-accumulates in INT8 (0..1); ``curve`` the looks at the verdict in order; ``evaluations`` counts
+    those looks and the comparisons on the search images.
     """
 
     chosen: str
@@ -61,6 +63,7 @@ class Decision:
     trial: Trial | None = None
     tried: Sequence[Trial] = ()
     curve: list[Point] = field(default_factory=list)
+    evaluations: int = 0
 
 
 def never_quantized(sites: Sequence[Site], patterns: Sequence[str]) -> dict[str, str]:
@@ -73,6 +76,8 @@ def never_quantized(sites: Sequence[Site], patterns: Sequence[str]) -> dict[str,
     )
     reasons |= dict.fromkeys(output_layers(sites), "it makes the outputs")
     for site in sites:
+        if (unfit := unfit_for_int8(site)) is not None:
+            reasons[site.name] = unfit
         for pattern in patterns:
             if fnmatch.fnmatch(site.name, pattern) or fnmatch.fnmatch(site.module or "", pattern):
                 reasons[site.name] = f"precision.keep_float names it ({pattern})"
@@ -105,6 +110,7 @@ class Decider:
         self.rest = rest
         self.judge = judge
         self.sites = bench.sites()
+        self.looks = 0
 
     def finish(self, graph: onnx.ModelProto) -> onnx.ModelProto:
         """The graph with what is not INT8 in the recipe's ``precision.rest``."""
@@ -120,16 +126,20 @@ class Decider:
         """
         trial, tried = best_way(self.bench, method=method, repairs=repairs)
         graph = self.finish(trial.graph)
-        verdicts = dict(self.judge({"int8": graph})) if self.judge else {}
+        verdicts = self._looked({"int8": graph})
         found = verdicts.get("int8")
         if found is not None and found.drop > self.max_drop and not accept_drop:
             raise AccuracyBudgetError(
                 f"INT8 loses {found.drop:.2f} points of {found.metric} ({found.exact:.2f} to "
-                f'{found.other:.2f}); the budget is {self.max_drop:g}: use precision.mode = "auto" keeps '
-                "in float what costs most; or set precision.accept_drop"
+                f'{found.other:.2f}); the budget is {self.max_drop:g}: use precision.mode = "auto", which '
+                "keeps in float what costs most, or set precision.accept_drop",
+                drop=found.drop,
+                budget=self.max_drop,
             )
         share = macs_share(self.sites, self.reasons)
-        return Decision("int8", {"int8": graph}, verdicts, self._kept({}), share, trial, tried)
+        return Decision(
+            "int8", {"int8": graph}, verdicts, self._kept({}), share, trial, tried, [], self.evaluations
+        )
 
     def fp16(self) -> Decision:
         """Everything in FP16 that FP16 can hold.
@@ -139,15 +149,19 @@ class Decider:
         """
         self.rest = "fp16"
         graph = self.finish(self.bench.exact)
-        verdicts = dict(self.judge({"fp16": graph})) if self.judge else {}
+        verdicts = self._looked({"fp16": graph})
         found = verdicts.get("fp16")
         if found is not None and found.drop > self.max_drop:
             raise AccuracyBudgetError(
                 f"FP16 loses {found.drop:.2f} points of {found.metric} ({found.exact:.2f} to "
-                f'{found.other:.2f}); the budget is {self.max_drop:g}: use precision.mode = "fp32"'
+                f'{found.other:.2f}); the budget is {self.max_drop:g}: use precision.mode = "fp32"',
+                drop=found.drop,
+                budget=self.max_drop,
             )
         everything = {site.name: "precision.mode is fp16" for site in self.sites}
-        return Decision("fp16", {"fp16": graph}, verdicts, self._kept(everything), 0.0)
+        return Decision(
+            "fp16", {"fp16": graph}, verdicts, self._kept(everything), 0.0, evaluations=self.evaluations
+        )
 
     def auto(self, *, method: str, repairs: str | Sequence[str]) -> Decision:
         """The most INT8 that stays inside the budget, else FP16.
@@ -164,35 +178,74 @@ class Decider:
                 if ranked is None:
                     ranked = [s.node for s in rank_sensitivity(self.bench, trial, most=SHORTLIST)]
                 names = ranked[:count]
+                if len(names) == len(returned):
+                    break  # there was nothing more to give back
                 returned = dict.fromkeys(names, "quantizing it costs more accuracy than the budget allows")
-                if count > 2 * len(ranked):
-                    break
             graph = self.finish(self.bench.without(trial, set(returned)) if returned else trial.graph)
             share = macs_share(self.sites, self.reasons | returned)
-            verdicts = dict(self.judge({"auto": graph})) if self.judge else {}
+            verdicts = self._looked({"auto": graph})
             found = verdicts.get("auto")
             if found is None or found.drop <= self.max_drop:
                 if found is not None:
                     curve.append(Point(len(returned), found.drop, found.interval, share))
                 return Decision(
-                    "auto", {"auto": graph}, verdicts, self._kept(returned), share, trial, tried, curve
+                    "auto",
+                    {"auto": graph},
+                    verdicts,
+                    self._kept(returned),
+                    share,
+                    trial,
+                    tried,
+                    curve,
+                    self.evaluations,
                 )
             curve.append(Point(len(returned), found.drop, found.interval, share))
             log.info("%d layers back in float: %.2f points lost", len(returned), found.drop)
         return self._fp16_instead(curve, trial, tried)
 
     def _fp16_instead(self, curve: list[Point], trial: Trial, tried: Sequence[Trial]) -> Decision:
-        assert self.judge is not None
-        graph = self.finish(self.bench.exact)
-        verdicts = dict(self.judge({"fp16": graph}))
-        if verdicts["fp16"].drop > self.max_drop:
-            told = "; ".join(f"{p.float_layers} layers in float: {p.drop:.2f} points" for p in curve)
+        told = "; ".join(f"{p.float_layers} layers in float: {p.drop:.2f} points" for p in curve)
+        if self.rest != "fp16":
             raise AccuracyBudgetError(
-                f"no precision stays inside {self.max_drop:g} points: {told}; all in FP16: "
-                f'{verdicts["fp16"].drop:.2f}. Raise precision.max_drop, or use precision.mode = "fp32"'
+                f"no mix with INT8 stays inside {self.max_drop:g} points: {told}. Raise precision.max_drop, "
+                'set precision.rest = "fp16", or use precision.mode = "fp32"',
+                drop=min(p.drop for p in curve),
+                budget=self.max_drop,
+            )
+        graph = self.finish(self.bench.exact)
+        verdicts = self._looked({"fp16": graph})
+        found = verdicts["fp16"]
+        if found.drop > self.max_drop:
+            raise AccuracyBudgetError(
+                f"no precision stays inside {self.max_drop:g} points: {told}; all in FP16: {found.drop:.2f}. "
+                'Raise precision.max_drop, or use precision.mode = "fp32"',
+                drop=min(found.drop, *(p.drop for p in curve)),
+                budget=self.max_drop,
             )
         everything = {site.name: "no INT8 stays inside the budget" for site in self.sites}
-        return Decision("fp16", {"fp16": graph}, verdicts, self._kept(everything), 0.0, trial, tried, curve)
+        return Decision(
+            "fp16",
+            {"fp16": graph},
+            verdicts,
+            self._kept(everything),
+            0.0,
+            trial,
+            tried,
+            curve,
+            self.evaluations,
+        )
+
+    def _looked(self, graphs: Mapping[str, onnx.ModelProto]) -> dict[str, Paired]:
+        """The judge's verdict by name; empty where there is none."""
+        if self.judge is None:
+            return {}
+        self.looks += 1
+        return dict(self.judge(graphs))
+
+    @property
+    def evaluations(self) -> int:
+        """Comparisons on the search images and looks at the verdict so far."""
+        return self.bench.evaluations + self.looks
 
     def _kept(self, returned: Mapping[str, str]) -> tuple[Kept, ...]:
         reasons = {**returned, **self.reasons}

@@ -37,6 +37,14 @@ class Sensitivity:
     macs: int
 
 
+def first_way(*, method: str, repairs: str | Collection[str]) -> Way:
+    """The way that is tried first: the recipe's repairs and method where it names them."""
+    names, chosen = WAYS[0]
+    return Way(
+        names if isinstance(repairs, str) else frozenset(repairs), chosen if method == "auto" else method
+    )
+
+
 def best_way(
     bench: Workbench,
     *,
@@ -54,7 +62,7 @@ def best_way(
     """
     ways = [Way(names, chosen if method == "auto" else method) for names, chosen in WAYS]
     if not isinstance(repairs, str):
-        ways = [Way(frozenset(repairs), "mse" if method == "auto" else method)]
+        ways = [first_way(method=method, repairs=repairs)]
     tried: list[Trial] = []
     for way in dict.fromkeys(ways):
         trial = bench.try_way(way)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import onnx
+import onnx_ir as ir
 
 from edgesmith.calibration.collect import collect
 from edgesmith.calibration.images import Images, tensors
 from edgesmith.calibration.scale_table import ScaleTable
 from edgesmith.converters.package import FLOAT, Parts
+from edgesmith.converters.passes.cast_fp16 import CastFp16, largest_of
 from edgesmith.converters.precision.decide import Decider, Decision, Judge, never_quantized
 from edgesmith.converters.precision.trial import Workbench
 from edgesmith.converters.recipe import Recipe
@@ -41,15 +44,10 @@ def split_of(recipe: Recipe) -> Split:
     """Calibration and search images, divided by the recipe's seed where it names no search images.
 
     Raises:
-        RecipeError: the recipe names no calibration images, or too few to divide.
+        RecipeError: there are too few calibration images to divide.
         DataError: they cannot be found.
     """
-    if recipe.data.calibration is None:
-        raise RecipeError(
-            f'recipe: data.calibration: precision.mode "{recipe.precision.mode}" needs images like those '
-            "that the robot will see: a folder, list file, glob or .npz",
-            key="data.calibration",
-        )
+    assert recipe.data.calibration is not None  # convert refuses the recipe before any work
     images = Images.open(recipe.resolve(recipe.data.calibration))
     if recipe.data.search is not None:
         search = Images.open(recipe.resolve(recipe.data.search))
@@ -104,7 +102,8 @@ def decided(
     )
     reasons = never_quantized(bench.sites(), precision.keep_float)
     bench.fixed_float = frozenset(reasons)
-    judge = _judge(recipe, out, assemble, stage, split)
+    beside = {} if precision.mode == "fp16" else {"fp16": half_of(exact, table)}
+    judge = _judge(recipe, out, assemble, stage, split, beside)
     decider = Decider(bench, reasons, max_drop=precision.max_drop, rest=precision.rest, judge=judge)
     if precision.mode == "fp16":
         return decider.fp16(), table
@@ -114,6 +113,11 @@ def decided(
         )
         return decision, table
     return decider.auto(method=precision.method, repairs=precision.repairs), table
+
+
+def half_of(exact: onnx.ModelProto, table: ScaleTable) -> onnx.ModelProto:
+    """The float graph with everything in FP16 that FP16 can hold."""
+    return ir.to_proto(CastFp16(largest_of(table))(ir.serde.deserialize_model(exact)).model)
 
 
 def evaluation_of(recipe: Recipe) -> EvaluationData | None:
@@ -134,27 +138,39 @@ def _judge(
     assemble: Callable[[Mapping[str, onnx.ModelProto], str], Parts],
     stage: Stages,
     split: Split,
+    beside: Mapping[str, onnx.ModelProto],
 ) -> Judge | None:
     """Measures graphs as a user would run them: from a bundle, through the model's class.
 
-    With labelled images on those; else in decisions that change on the search images.
+    With labelled images on those; else in decisions that change on the search images. ``beside`` are graphs
+    that are measured once, in the first pass, and told with every answer: what they are compared with.
     """
     kind = TASKS.get(recipe.task)
     if kind is None:
         return None
     data = evaluation_of(recipe)
+    known: dict[str, Paired] = {}
 
     def judge(graphs: Mapping[str, onnx.ModelProto]) -> Mapping[str, Paired]:
         stage("measure on the verdict images" if data is not None else "compare on unlabelled images")
-        parts = assemble(graphs, next(iter(graphs)))
+        chosen = next(iter(graphs))
+        graphs = {**{name: graph for name, graph in beside.items() if name not in known}, **graphs}
+        parts = assemble(graphs, chosen)
         path = out.with_name(f".{out.name}.{secrets.token_hex(4)}.measure")
         try:
             write_bundle(path, parts.manifest({}, stage), parts.members)
-            reference = kind.load(path, backend="cpu", variant=FLOAT, threads=1)
-            others = {name: kind.load(path, backend="cpu", variant=name, threads=1) for name in graphs}
-            if data is not None:
-                return compare_many(reference, others, data)
-            return compare_unlabelled(reference, others, list(split.search))
+            with ExitStack() as open_models:
+                reference, *rest = [
+                    open_models.enter_context(kind.load(path, backend="cpu", variant=name, threads=1))
+                    for name in (FLOAT, *graphs)
+                ]
+                others = dict(zip(graphs, rest, strict=True))
+                if data is not None:
+                    found = compare_many(reference, others, data)
+                else:
+                    found = compare_unlabelled(reference, others, split.search)
+            known.update((name, found[name]) for name in beside if name in found)
+            return {**known, **found}
         finally:
             path.unlink(missing_ok=True)
 

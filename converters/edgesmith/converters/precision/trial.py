@@ -119,5 +119,8 @@ class Workbench:
         return agreement(self._exact_outputs, outputs, task=self.task, nms=self.nms, size=self._size)
 
     def nearness(self, found: Agreement) -> float:
-        """What trials are ranked by: with few images the ratio says more than whole decisions do."""
-        return found.same if self.task == "detect" else found.decibels
+        """What trials are ranked by: with few images the ratio says more than whole decisions do.
+
+        Detectors are ranked by mAP, unless the float model is sure of nothing in the search images.
+        """
+        return found.same if self.task == "detect" and found.decisions else found.decibels

@@ -11,21 +11,24 @@ from importlib.resources import files
 
 from edgesmith.converters.parity import MIN_COSINE, OutputParity, Parity
 from edgesmith.converters.report.data import Report
+from edgesmith.converters.report.precision import PrecisionReport
+from edgesmith.converters.report.precision_page import METRICS, Pictures, sections
 from edgesmith.sdk.manifest import Manifest, TensorSpec
 
-_METRICS = {"mAP": "mAP", "top1": "top-1", "top5": "top-5", "top1_agreement": "Same best class",
-            "box_agreement": "Same detections"}  # fmt: skip
+_METRICS = {**METRICS, "top1_agreement": "Same best class", "box_agreement": "Same detections"}
 _COLORS = {"rgb": "RGB", "bgr": "BGR", "y": "luma (Y of YCrCb)"}
 
 
-def page(report: Report, pictures: Sequence[bytes]) -> str:
-    """The whole page; ``pictures`` are JPEG files."""
+def page(report: Report, pictures: Sequence[bytes], pairs: Pictures = ()) -> str:
+    """The whole page; ``pictures`` are JPEG files, ``pairs`` those of ``report.precision.worst``."""
     style = (files("edgesmith.converters.report") / "page.css").read_text(encoding="utf-8")
     manifest = report.manifest
+    parts = sections(report.precision, pairs) if report.precision is not None else []
     body = "".join(
         (
             _head(report),
             _tiles(report),
+            "".join(_section(*part) for part in parts),
             _section("Proof", _proof(report)),
             _section("Accuracy", _accuracy(report)) if report.metric else "",
             _section("Self-test", _golden(manifest, pictures)),
@@ -67,7 +70,9 @@ def _tiles(report: Report) -> str:
         tiles.append(
             (f"{manifest.measured[report.metric]:.2f} %", _METRICS.get(report.metric, report.metric))
         )
-    if report.exported.agreement is not None:
+    if report.precision is not None:
+        tiles += _precision_tiles(report.precision)
+    elif report.exported.agreement is not None:
         name = _METRICS.get(report.exported.metric or "", "")
         tiles.append((f"{100 * report.exported.agreement:.1f} %", f"{name} as before"))
     tiles.append((_bytes(sum(report.sizes_bytes.values())), "in the bundle"))
@@ -75,6 +80,18 @@ def _tiles(report: Report) -> str:
     tiles.append((str(sum(report.operators.values())), "nodes"))
     inner = "".join(f"<div><b>{escape(value)}</b><i>{escape(name)}</i></div>" for value, name in tiles)
     return f'<div class="tiles">{inner}</div>'
+
+
+def _precision_tiles(found: PrecisionReport) -> list[tuple[str, str]]:
+    tiles = []
+    verdict = found.verdict
+    if verdict is not None and verdict.drop is not None and found.metric is not None:
+        name = _METRICS.get(found.metric, found.metric)
+        tiles.append((f"{verdict.values[found.metric]:.2f} %", name))
+        tiles.append((f"{verdict.drop:+.2f}", f"points lost, budget {found.budget:g}"))
+    if found.share > 0:
+        tiles.append((f"{100 * found.share:.1f} %", "of the arithmetic in INT8"))
+    return tiles
 
 
 def _proof(report: Report) -> str:

@@ -19,6 +19,11 @@ from edgesmith.sdk.errors import EdgesmithError, MissingExtraError
 # name: (module:attribute of a click command, extra that brings its packages, one line of help)
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "convert": ("edgesmith.converters.cli:convert", "convert", "Turn a trained model into a bundle."),
+    "calibrate": (
+        "edgesmith.converters.cli_calibrate:calibrate",
+        "convert",
+        "Measure the ranges that INT8 needs.",
+    ),
     "run": ("edgesmith.sdk.cli.run:run", "runtime", "Run a bundle over a video, pictures or a camera."),
     "eval": ("edgesmith.sdk.cli.eval:evaluate", "runtime,eval", "Measure accuracy on labelled images."),
     "verify": ("edgesmith.sdk.cli.verify:verify", "runtime", "Self-test a bundle on this machine."),
