@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edgesmith.sdk.backends.onnxruntime import UNSOUND_OPTIMIZERS
+from edgesmith.sdk.backends.processor import has_integer_products
 from edgesmith.sdk.errors import ExportError
 from edgesmith.sdk.manifest import Batch
 
@@ -42,6 +43,8 @@ def graph_runner(model: onnx.ModelProto, *, optimised: bool = True) -> Runner:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _SEVERITY_ERROR
+    if not has_integer_products():  # as the runtime does: integer sums must not saturate
+        options.add_session_config_entry("session.x64quantprecision", "1")
     if not optimised:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
