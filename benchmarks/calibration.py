@@ -90,13 +90,13 @@ from pathlib import Path
 from edgesmith.calibration.collect import collect
 from edgesmith.calibration.images import Images
 from edgesmith.sdk import Bundle
-import resource
+from edgesmith.sdk.board.memory import peak_resident_bytes
 bundle = Bundle.open(sys.argv[1])
 images = Images.open(sys.argv[2])
 images = images.pick([n % len(images) for n in range(int(sys.argv[3]))])
 graph = bundle.read(bundle.manifest.variants["float"].member)
 collect(graph, images, bundle.manifest.preprocess).table()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print(peak_resident_bytes())
 """
 
 

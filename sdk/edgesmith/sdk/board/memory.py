@@ -6,10 +6,22 @@ from pathlib import Path
 
 
 def resident_bytes() -> int:
-    """Resident memory of this process, from ``/proc/self/status``; 0 where the system has none."""
+    """Resident memory of this process; 0 where the system does not tell."""
+    return _status("VmRSS:")
+
+
+def peak_resident_bytes() -> int:
+    """The most resident memory that this process had; 0 where the system does not tell.
+
+    Not ``getrusage``: its figure begins with that of the process that started this one.
+    """
+    return _status("VmHWM:")
+
+
+def _status(name: str) -> int:
     try:
         for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
+            if line.startswith(name):
                 return int(line.split()[1]) * 1024
     except OSError:
         return 0
