@@ -7,7 +7,7 @@ import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgesmith.converters.outcome import ConvertReport
 from edgesmith.converters.recipe import Recipe
@@ -151,14 +151,11 @@ def _measured(
 
 
 def _evaluated(recipe: Recipe, bundle: Bundle) -> Evaluation:
-    from edgesmith.sdk.evaluate import EvaluationData, evaluate
+    from edgesmith.converters.precision.stage import evaluation_of
+    from edgesmith.sdk.evaluate import evaluate
     from edgesmith.sdk.models import TASKS
 
-    assert recipe.data.evaluation is not None
-    given = recipe.data.evaluation
-    fields: dict[str, Any] = {"images": recipe.resolve(given.images)}
-    for key in ("annotations", "labels"):
-        if (value := getattr(given, key)) is not None:
-            fields[key] = recipe.resolve(value)
+    data = evaluation_of(recipe)
+    assert data is not None  # the caller measures only where the recipe has labelled images
     with TASKS[recipe.task].load(bundle.path, backend="cpu") as model:
-        return evaluate(model, EvaluationData(**fields))
+        return evaluate(model, data)
