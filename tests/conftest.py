@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import io
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -71,6 +74,49 @@ def assets() -> Path:
             pytest.fail(message)
         pytest.skip(message)
     return folder
+
+
+# What a test may need beyond Python packages: how to see that it is there, and what brings it.
+COMPONENTS: dict[str, tuple[Callable[[], bool], str]] = {
+    "gstreamer": (
+        lambda: _gi("Gst", "1.0"),
+        "apt install gstreamer1.0-plugins-{base,good,bad,ugly} gstreamer1.0-libav; pip install PyGObject",
+    ),
+    "rtsp-server": (lambda: _gi("GstRtspServer", "1.0"), "apt install gir1.2-gst-rtsp-server-1.0"),
+    "mosquitto": (lambda: Path("/usr/sbin/mosquitto").is_file(), "apt install mosquitto"),
+    "chromium": (
+        lambda: bool(shutil.which("chromium")) and bool(shutil.which("chromedriver")),
+        "apt install chromium chromium-driver",
+    ),
+    "nvcc": (lambda: bool(shutil.which("nvcc")), "the CUDA toolkit's compiler"),
+}
+
+
+def _gi(name: str, version: str) -> bool:
+    """Whether the introspection data of a GObject library is there."""
+    if importlib.util.find_spec("gi") is None:
+        return False
+    gi = importlib.import_module("gi")
+    try:
+        gi.require_version(name, version)
+    except ValueError:
+        return False
+    return True
+
+
+@pytest.fixture(scope="session")
+def component() -> Callable[[str], None]:
+    """``component("mosquitto")`` skips where this machine lacks it; in CI its absence is a failure."""
+
+    def need(name: str) -> None:
+        there, brings = COMPONENTS[name]
+        if there():
+            return
+        if os.environ.get("CI"):
+            pytest.fail(f"{name} is missing: {brings}")
+        pytest.skip(f"{name} is missing: {brings}")
+
+    return need
 
 
 @pytest.fixture(scope="session")
