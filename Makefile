@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # Two test processes: the suite is sized for two cores, and more of them only get in each other's way.
 JOBS ?= 2
+# GStreamer's Python bindings are built from source: only where the headers are.
+GST := $(shell pkg-config --exists gobject-introspection-1.0 cairo 2>/dev/null && echo ,gst)
 
 .PHONY: demo test test-all check format bench clean help
 
@@ -46,7 +48,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) -e '.[dev]'
+	$(PIP) -e '.[dev$(GST)]'
 	@touch $@ $(VENV)/.demo
 
 clean:

@@ -8,7 +8,7 @@ import io
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,14 @@ MakeBundle = Callable[..., Path]
 def root() -> Path:
     """The checkout."""
     return ROOT
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _without_the_compiler() -> Iterator[None]:
+    """Conversions leave the compile check out: it takes longer than they do. Its own tests switch it on."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("edgesmith.converters.compiled.installed", lambda: False)
+        yield
 
 
 @pytest.fixture(scope="session")

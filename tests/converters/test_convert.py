@@ -225,7 +225,18 @@ def refused(recipe: Recipe, out: Path, kind: type[EdgesmithError], said: str) ->
         ({"precision": {"mode": "int8"}, "data": {}}, "needs images like those", "data.calibration"),
         ({"prune": {"ratio": 0.5}}, "prune: training stages are not available", "prune"),
         ({"qat": {}}, "qat: training stages are not available", "qat"),
-        ({"target": {"dla": 0}}, "target.dla: not available", "target.dla"),
+        ({"target": {"dla": 0}}, "a DLA core runs INT8; precision.mode is \"fp32\"", "target.dla"),
+        ({"target": {"dla": 0}, "precision": {"mode": "int8"}}, "has no DLA core", "target.dla"),
+        (
+            {"target": {"dla": 2, "device": "orin-nx-16gb"}, "precision": {"mode": "int8"}},
+            "has 2 DLA cores, numbered from 0", "target.dla",
+        ),
+        (
+            {"target": {"dla": 0, "device": "orin-nano-8gb"}, "precision": {"mode": "auto"}},
+            "Orin Nano 8 GB has no DLA core", "target.dla",
+        ),
+        ({"target": {"variants": ["x87"]}}, "no 'x87'; there are fp16, int8-plain, x86", "target.variants"),
+        ({"precision": {"repairs": ["prayer"]}}, "no 'prayer'; there are factor", "precision.repairs"),
         ({"labels": ["a", "b"]}, "2 (names|labels)|2 labels", None),
     ],
 )  # fmt: skip
@@ -239,6 +250,9 @@ def test_what_this_version_does_not_do(
 
 def test_unknown_device_and_no_folder(recipe_of: RecipeOf, tmp_path: Path) -> None:
     refused(recipe_of(target={"device": "orin-nono"}), tmp_path / "m.edge", DeviceProfileError, "orin-nano")
+    refused(
+        recipe_of(target={"device": "xavier-nx"}), tmp_path / "m.edge", DeviceProfileError, "opsets up to 17"
+    )
     with pytest.raises(BundleError, match="there is no folder"):
         convert(recipe_of(), tmp_path / "nowhere" / "m.edge")
     with pytest.raises(BundleError, match="is a folder"):

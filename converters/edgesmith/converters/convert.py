@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from edgesmith.converters.outcome import ConvertReport
 from edgesmith.converters.recipe import Recipe
 from edgesmith.converters.stages import Stages
-from edgesmith.sdk.errors import BundleError, RecipeError
+from edgesmith.sdk.errors import BundleError, DeviceProfileError, RecipeError
 
 if TYPE_CHECKING:
     from edgesmith.sdk.bundle import Bundle
@@ -46,8 +46,9 @@ def convert(recipe: Recipe, out: str | os.PathLike[str]) -> ConvertReport:
     _check_target(recipe, out)
 
     # Imported once the recipe is sound: torch takes seconds that a typing error should not cost.
+    from edgesmith.converters.compiled import compiled_graphs
     from edgesmith.converters.graph import canonical_graph, proven
-    from edgesmith.converters.package import parts_of
+    from edgesmith.converters.package import FLOAT, parts_of
     from edgesmith.converters.pictures import pictures_of
     from edgesmith.converters.sources import load_source
     from edgesmith.sdk.bundle import write_bundle
@@ -71,10 +72,18 @@ def convert(recipe: Recipe, out: str | os.PathLike[str]) -> ConvertReport:
         if recipe.data.evaluation is not None:
             stage("measure accuracy")
             measured = _measured(recipe, out, parts.manifest({}, stage), parts.members)
+        stage("compile")
+        compiled = compiled_graphs({FLOAT: proof.model}, batch=recipe.batch, size=recipe.preprocess().size)
         stage("write the bundle")
         manifest = parts.manifest(measured.values if measured else {}, stage)
-        members = {**parts.members, **parts.report(manifest, measured, stage)}
-        write_bundle(out, manifest, members)
+        write_bundle(out, manifest, {**parts.members, **parts.report(manifest, measured, stage, compiled)})
+    return _told(out, recipe, manifest, measured, stage)
+
+
+def _told(
+    out: Path, recipe: Recipe, manifest: Manifest, measured: Evaluation | None, stage: Stages
+) -> ConvertReport:
+    """What came of a conversion in float32."""
     return ConvertReport(
         bundle=str(out),
         precision=manifest.precision,
@@ -115,9 +124,11 @@ def refuse_reserved(recipe: Recipe) -> None:
                 f"recipe: {key}: training stages are not available in this version; take the table out",
                 key=key,
             )
-    if recipe.target.dla is not None:
+    if recipe.target.dla is not None and recipe.precision.mode not in ("auto", "int8"):
         raise RecipeError(
-            "recipe: target.dla: not available in this version; take the key out", key="target.dla"
+            f'recipe: target.dla: a DLA core runs INT8; precision.mode is "{recipe.precision.mode}": use '
+            '"auto" or "int8", or take the key out',
+            key="target.dla",
         )
 
 
@@ -125,7 +136,13 @@ def _check_target(recipe: Recipe, out: Path) -> None:
     """The device and the place of the bundle, before any work is done."""
     from edgesmith.sdk.board.profiles import profile
 
-    profile(recipe.target.device)
+    device = profile(recipe.target.device)
+    if device.unsupported is not None:
+        raise DeviceProfileError(f"{device.title} cannot run a bundle on TensorRT: {device.unsupported}")
+    if recipe.target.dla is not None:
+        from edgesmith.converters.precision.dla import tensorrt_for_dla
+
+        tensorrt_for_dla(recipe, device)
     if not out.parent.is_dir():
         raise BundleError(f"{out}: there is no folder {out.parent} to write the bundle into")
     if out.is_dir():

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from edgesmith.converters import golden
+from edgesmith.converters.compiled import CompiledGraph
 from edgesmith.converters.graph import Graph, Proof
 from edgesmith.converters.pictures import Pictures
 from edgesmith.converters.recipe import Recipe
@@ -103,6 +104,7 @@ class Parts:
         manifest: Manifest,
         measured: Evaluation | None,
         stage: Stages,
+        compiled: tuple[CompiledGraph, ...],
         precision: tuple[PrecisionReport, Compared] | None = None,
     ) -> dict[str, bytes]:
         """The members ``report.json`` and ``report.html``; ``precision`` where the graph is not float32."""
@@ -124,6 +126,7 @@ class Parts:
             ),
             sizes_bytes={name: len(data) for name, data in sorted(self.members.items())},
             stages_s={name: round(spent, 3) for name, spent in stage.seconds.items()},
+            compiled=compiled,
             precision=precision[0] if precision else None,
         )
         pictures = thumbnails(self.shown, self.expected, manifest)

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import msgspec
 
 from edgesmith.converters.recipe_keys import (
+    NAME_LISTS,
     PATH_KEYS,
     dotted,
     from_here,
@@ -165,7 +166,10 @@ class PrecisionTable(Table, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Target(Table, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``[target]``: the device the bundle is for, and which variants travel in it."""
+    """``[target]``: the device the bundle is for, and which variants travel in it beside the chosen graph.
+
+    ``variants`` = ``auto`` takes along all that are inside the budget; ``dla`` is the number of a DLA core.
+    """
 
     device: str = "generic"
     variants: Literal["auto"] | tuple[str, ...] = "auto"
@@ -363,6 +367,11 @@ class Recipe(Table, frozen=True, kw_only=True, forbid_unknown_fields=True):
         if self.nms is not None and self.task != "detect":
             raise RecipeError(f'{where}: nms: goes with task "detect" only', key="nms")
         table = msgspec.to_builtins(self)
+        for key, known in NAME_LISTS.items():
+            given = value_at(table, key)
+            for name in () if isinstance(given, str) else given or ():
+                if name not in known:
+                    raise RecipeError(f"{where}: {key}: no {name!r}; there are {', '.join(known)}", key=key)
         for key in PATH_KEYS:
             given = value_at(table, key)
             for value in texts_of(given if key != "labels" or isinstance(given, str) else None):

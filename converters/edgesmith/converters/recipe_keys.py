@@ -21,6 +21,12 @@ PATH_KEYS = (
     "data.evaluation.masks",
 )  # fmt: skip
 
+# Keys whose values are lists of names, and the names that there are.
+NAME_LISTS: dict[str, tuple[str, ...]] = {
+    "precision.repairs": ("factor", "offset", "bias", "smooth"),
+    "target.variants": ("fp16", "int8-plain", "x86"),
+}
+
 
 def table_of(kind: types.Type) -> type[msgspec.Struct] | None:
     """The struct of a field that is a table of the recipe (also an optional one), else None."""

@@ -94,11 +94,15 @@ def test_a_bundle_of_each_mode(
     assert (told["bundle"], told["precision"], told["refused"]) == (str(out), mode, None)
     assert (told["metric"], told["float"], told["drop"]) == ("agreement", 100.0, 0.25)
     assert len(told["interval"]) == 2
-    assert told["evaluations"] == {"fp16": 1, "int8": 5, "auto": 5}[mode]
+    assert told["evaluations"] == {"fp16": 1, "int8": 3, "auto": 6}[mode]
     bundle = Bundle.open(out)
     manifest = bundle.manifest
     assert manifest.chosen == mode
-    assert set(manifest.variants) == {"float", mode}
+    beside = set() if mode == "fp16" else {"fp16", "int8-plain"}
+    assert set(manifest.variants) == {"float", mode, *beside}
+    assert {name: manifest.variants[name].member for name in beside} == {
+        name: f"variants/{name}.onnx" for name in beside
+    }
     assert manifest.variants[mode].member == "model.onnx"
     assert manifest.variants[mode].measured["drop"] == 0.25
     assert manifest.measured == manifest.variants[mode].measured
@@ -229,7 +233,7 @@ def test_auto_gives_back_what_the_budget_asks_for(
     assert quantized_modules(graph) == LAYERS - {"stem.0"} - back
     assert report.drop == 0.4
     assert report.int8_macs_share < 0.9
-    assert report.evaluations == 4 + 3 + 2
+    assert report.evaluations == 1 + 4 + 3 + 2  # the plain variant, the ways, the layers, the looks
 
 
 def test_images_of_the_search_and_of_the_calibration_are_apart(

@@ -66,7 +66,7 @@ def test_int8_inside_the_budget(decider_of: Callable[..., Decider]) -> None:
     assert [(k.node, k.why) for k in decision.kept] == [("last", "it makes the outputs")]
     assert decision.share == pytest.approx(1, abs=0.001)
     assert decision.verdicts["int8"].drop == 0.5
-    assert decision.evaluations == 4 + 1
+    assert decision.evaluations == 1 + 1
 
 
 def test_int8_past_the_budget_is_refused_unless_that_is_accepted(decider_of: Callable[..., Decider]) -> None:

@@ -50,7 +50,7 @@ def test_int8_of_a_classifier(recipe_of: RecipeOf, tmp_path: Path) -> None:
         ("float", False, True),
         ("int8", True, True),
     ]
-    assert ("fp16", False, False) in [(v.name, v.chosen, v.in_bundle) for v in found.variants]
+    assert ("fp16", False, True) in [(v.name, v.chosen, v.in_bundle) for v in found.variants]
     sizes = {v.name: v.size_bytes for v in found.variants}
     assert sizes["float"] == members.sizes_bytes["model.float.onnx"]
     assert sizes["int8"] == members.sizes_bytes["model.onnx"]
@@ -116,8 +116,8 @@ def test_the_half_graph_is_measured_once(
     monkeypatch.setattr("edgesmith.converters.precision.stage.compare_unlabelled", watched)
     recipe = recipe_of(precision={"mode": "auto", "max_drop": 60.0})
     _, _, found, html = converted(recipe, tmp_path / "m.edge")
-    assert seen == [["auto", "fp16"], ["auto"]]
-    assert [v.name for v in found.variants] == ["float", "auto", "fp16"]
+    assert seen == [["auto", "fp16", "int8-plain"], ["auto"]]
+    assert {v.name for v in found.variants} == {"float", "auto", "fp16", "int8-plain"}
     assert [p.float_layers for p in found.curve] == [0, 2]
     assert [layer.returned for layer in found.layers].count(True) == 2
     assert 'class="chart curve"' in html

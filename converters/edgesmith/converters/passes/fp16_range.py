@@ -11,12 +11,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from edgesmith.converters.passes.base import WEIGHTED
+
 LARGEST = 65504.0
 LEAST = 2.0**-14  # smallest magnitude with full precision
 MARGIN = 4.0  # pictures in the field reach beyond those that were measured
 SCALE_ERROR = 2.0**-8  # of a scale, relative: half a step at the end of the 8-bit range
 WEIGHT_SCALE_ERROR = 2.0**-10  # more than rounding to 11 bits makes
-WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 SHAPE_ONLY = frozenset(
     {
         "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape", "Slice",

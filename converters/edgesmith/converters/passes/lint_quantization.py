@@ -10,10 +10,10 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
+from edgesmith.converters.passes.base import WEIGHTED
 from edgesmith.converters.passes.finding import Finding, label
 
 Q, DQ = "QuantizeLinear", "DequantizeLinear"
-WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 ACTIVATIONS = frozenset(
     {
         "Celu", "Clip", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "PRelu",

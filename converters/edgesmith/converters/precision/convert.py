@@ -8,19 +8,43 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
+from edgesmith.converters.compiled import compiled_graphs
 from edgesmith.converters.graph import Graph, Proof
 from edgesmith.converters.outcome import ConvertReport, KeptFloat
-from edgesmith.converters.package import Parts, parts_of
+from edgesmith.converters.package import FLOAT, Parts, parts_of
 from edgesmith.converters.passes.lint import require_clean
 from edgesmith.converters.pictures import Pictures
+from edgesmith.converters.precision.companions import PLAIN, inside
+from edgesmith.converters.precision.dla import dla_members, tensorrt_for_dla
 from edgesmith.converters.precision.evidence import evidence
-from edgesmith.converters.precision.stage import decided, figures_of, scales_json
+from edgesmith.converters.precision.stage import Decided, decided, figures_of, scales_json
 from edgesmith.converters.recipe import Recipe
 from edgesmith.converters.sources import Loaded
 from edgesmith.converters.stages import Stages
+from edgesmith.sdk.board.profiles import profile
 from edgesmith.sdk.bundle import write_bundle
+from edgesmith.sdk.errors import AccuracyBudgetError
 
 SCALES = "scales.json"
+
+
+def _for_dla(recipe: Recipe, found: Decided, version: str) -> dict[str, bytes]:
+    """The members for a DLA core.
+
+    Raises:
+        AccuracyBudgetError: INT8 without arithmetic in front of the rounding is past the budget.
+    """
+    plain, verdict = found.beside.plain, found.decision.verdicts.get(PLAIN)
+    assert plain is not None  # made wherever the recipe names a DLA core
+    if verdict is not None and not inside(verdict, recipe):
+        raise AccuracyBudgetError(
+            "recipe: target.dla: a DLA core takes INT8 without the repairs that need arithmetic, which loses "
+            f"{verdict.drop:.2f} points of {verdict.metric}; the budget is {recipe.precision.max_drop:g}: "
+            "take the key out, raise precision.max_drop, or set precision.accept_drop",
+            drop=verdict.drop,
+            budget=recipe.precision.max_drop,
+        )
+    return dla_members(plain.graph, version)
 
 
 def convert_quantized(
@@ -36,12 +60,20 @@ def convert_quantized(
         return parts_of(recipe, source, graph, proof, pictures, others=graphs, chosen=chosen, extra=extra)
 
     extra: dict[str, bytes] = {}
-    decision, table = decided(recipe, proof.model, out, assemble, stage)
-    extra[SCALES] = scales_json(table)
+    version = None if recipe.target.dla is None else tensorrt_for_dla(recipe, profile(recipe.target.device))
+    found = decided(recipe, proof.model, out, assemble, stage)
+    decision = found.decision
+    extra[SCALES] = scales_json(found.table)
+    if version is not None:
+        extra |= _for_dla(recipe, found, version)
     for model in decision.graphs.values():
         require_clean(ir.serde.deserialize_model(model))
+    stage("compile")
+    compiled = compiled_graphs(
+        {FLOAT: proof.model, **decision.graphs}, batch=recipe.batch, size=recipe.preprocess().size
+    )
     stage("compare for the report")
-    told = evidence(recipe, proof.model, graph.names, decision, table)
+    told = evidence(recipe, proof.model, graph.names, found)
     stage("write the bundle")
     parts = assemble(decision.graphs, decision.chosen)
     exact: dict[str, float] = {}
@@ -52,7 +84,7 @@ def convert_quantized(
     if verdict is not None and not verdict.labelled:
         exact = {}
     manifest = parts.manifest(exact, stage, others)
-    write_bundle(out, manifest, {**parts.members, **parts.report(manifest, None, stage, told)})
+    write_bundle(out, manifest, {**parts.members, **parts.report(manifest, None, stage, compiled, told)})
     return ConvertReport(
         bundle=str(out),
         precision=manifest.precision,

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 import onnx
 import onnx_ir as ir
 
-from edgesmith.calibration.sites import Site
+from edgesmith.calibration.scale_table import ScaleTable
+from edgesmith.calibration.sites import MODULE_KEY, Site
 from edgesmith.converters.passes.cast_fp16 import CastFp16, largest_of
 from edgesmith.converters.passes.insert_qdq import unfit_for_int8
 from edgesmith.converters.precision.output_layers import output_layers, vector_products
-from edgesmith.converters.precision.search import best_way, rank_sensitivity
+from edgesmith.converters.precision.search import best_way, first_way, rank_sensitivity
 from edgesmith.converters.precision.trial import Trial, Workbench
 from edgesmith.sdk.errors import AccuracyBudgetError
 from edgesmith.sdk.evaluate.paired import Paired
@@ -37,6 +38,14 @@ class Kept:
 
 
 @dataclass(frozen=True)
+class Finished:
+    """A graph as it is bundled; ``kept`` are the nodes that FP16 cannot hold and float32 keeps."""
+
+    graph: onnx.ModelProto
+    kept: tuple[Kept, ...] = ()
+
+
+@dataclass(frozen=True)
 class Point:
     """One look at the verdict: layers in float beyond those that never were to be quantized, and the drop."""
 
@@ -52,7 +61,8 @@ class Decision:
 
     ``graphs`` are the variants by name, ``chosen`` one of them; ``share`` is that of the
     multiply-accumulates in INT8 (0..1); ``curve`` the looks at the verdict in order; ``evaluations`` counts
-    those looks and the comparisons on the search images.
+    those looks and the comparisons on the search images. ``signed`` is the chosen graph with its INT8 layers
+    before the rest went to FP16, None where nothing is INT8.
     """
 
     chosen: str
@@ -64,6 +74,7 @@ class Decision:
     tried: Sequence[Trial] = ()
     curve: list[Point] = field(default_factory=list)
     evaluations: int = 0
+    signed: onnx.ModelProto | None = None
 
 
 def never_quantized(sites: Sequence[Site], patterns: Sequence[str]) -> dict[str, str]:
@@ -90,6 +101,15 @@ def macs_share(sites: Sequence[Site], in_float: Mapping[str, str] | frozenset[st
     return sum(site.macs for site in sites if site.name not in in_float) / total if total else 0.0
 
 
+def in_fp16(graph: onnx.ModelProto, table: ScaleTable) -> Finished:
+    """The graph with everything in FP16 that FP16 can hold."""
+    model = ir.serde.deserialize_model(graph)
+    modules = {node.name: node.metadata_props.get(MODULE_KEY) for node in model.graph}
+    result = CastFp16(largest_of(table))(model)
+    kept = tuple(Kept(d.node, modules.get(d.node), d.reason) for d in result.declined)
+    return Finished(ir.to_proto(result.model), kept)
+
+
 class Decider:
     """Finds the graph that a precision mode asks for.
 
@@ -111,12 +131,11 @@ class Decider:
         self.judge = judge
         self.sites = bench.sites()
         self.looks = 0
+        self._seen: dict[str, Paired] = {}
 
-    def finish(self, graph: onnx.ModelProto) -> onnx.ModelProto:
+    def finish(self, graph: onnx.ModelProto) -> Finished:
         """The graph with what is not INT8 in the recipe's ``precision.rest``."""
-        if self.rest != "fp16":
-            return graph
-        return ir.to_proto(CastFp16(largest_of(self.bench.table))(ir.serde.deserialize_model(graph)).model)
+        return in_fp16(graph, self.bench.table) if self.rest == "fp16" else Finished(graph)
 
     def int8(self, *, method: str, repairs: str | Sequence[str], accept_drop: bool) -> Decision:
         """Every layer that can be in INT8, repaired; refused past the budget unless that is accepted.
@@ -124,9 +143,9 @@ class Decider:
         Raises:
             AccuracyBudgetError: the drop is past the budget.
         """
-        trial, tried = best_way(self.bench, method=method, repairs=repairs)
-        graph = self.finish(trial.graph)
-        verdicts = self._looked({"int8": graph})
+        trial = self.bench.try_way(first_way(method=method, repairs=repairs))
+        done = self.finish(trial.graph)
+        verdicts = self._looked({"int8": done.graph})
         found = verdicts.get("int8")
         if found is not None and found.drop > self.max_drop and not accept_drop:
             raise AccuracyBudgetError(
@@ -136,9 +155,16 @@ class Decider:
                 drop=found.drop,
                 budget=self.max_drop,
             )
-        share = macs_share(self.sites, self.reasons)
         return Decision(
-            "int8", {"int8": graph}, verdicts, self._kept({}), share, trial, tried, [], self.evaluations
+            "int8",
+            {"int8": done.graph},
+            verdicts,
+            (*self._kept({}), *done.kept),
+            macs_share(self.sites, self.reasons),
+            trial,
+            [trial],
+            evaluations=self.evaluations,
+            signed=trial.graph,
         )
 
     def fp16(self) -> Decision:
@@ -147,9 +173,8 @@ class Decider:
         Raises:
             AccuracyBudgetError: the drop is past the budget.
         """
-        self.rest = "fp16"
-        graph = self.finish(self.bench.exact)
-        verdicts = self._looked({"fp16": graph})
+        done = in_fp16(self.bench.exact, self.bench.table)
+        verdicts = self._looked({"fp16": done.graph})
         found = verdicts.get("fp16")
         if found is not None and found.drop > self.max_drop:
             raise AccuracyBudgetError(
@@ -160,7 +185,12 @@ class Decider:
             )
         everything = {site.name: "precision.mode is fp16" for site in self.sites}
         return Decision(
-            "fp16", {"fp16": graph}, verdicts, self._kept(everything), 0.0, evaluations=self.evaluations
+            "fp16",
+            {"fp16": done.graph},
+            verdicts,
+            (*self._kept(everything), *done.kept),
+            0.0,
+            evaluations=self.evaluations,
         )
 
     def auto(self, *, method: str, repairs: str | Sequence[str]) -> Decision:
@@ -181,25 +211,26 @@ class Decider:
                 if len(names) == len(returned):
                     break  # there was nothing more to give back
                 returned = dict.fromkeys(names, "quantizing it costs more accuracy than the budget allows")
-            graph = self.finish(self.bench.without(trial, set(returned)) if returned else trial.graph)
+            signed = self.bench.without(trial, set(returned)) if returned else trial.graph
+            done = self.finish(signed)
             share = macs_share(self.sites, self.reasons | returned)
-            verdicts = self._looked({"auto": graph})
+            verdicts = self._looked({"auto": done.graph})
             found = verdicts.get("auto")
+            if found is not None:
+                curve.append(Point(len(returned), found.drop, found.interval, share))
             if found is None or found.drop <= self.max_drop:
-                if found is not None:
-                    curve.append(Point(len(returned), found.drop, found.interval, share))
                 return Decision(
                     "auto",
-                    {"auto": graph},
+                    {"auto": done.graph},
                     verdicts,
-                    self._kept(returned),
+                    (*self._kept(returned), *done.kept),
                     share,
                     trial,
                     tried,
                     curve,
                     self.evaluations,
+                    signed,
                 )
-            curve.append(Point(len(returned), found.drop, found.interval, share))
             log.info("%d layers back in float: %.2f points lost", len(returned), found.drop)
         return self._fp16_instead(curve, trial, tried)
 
@@ -212,8 +243,9 @@ class Decider:
                 drop=min(p.drop for p in curve),
                 budget=self.max_drop,
             )
-        graph = self.finish(self.bench.exact)
-        verdicts = self._looked({"fp16": graph})
+        done = self.finish(self.bench.exact)
+        # The judge may have measured it beside the first look already.
+        verdicts = self._seen if "fp16" in self._seen else self._looked({"fp16": done.graph})
         found = verdicts["fp16"]
         if found.drop > self.max_drop:
             raise AccuracyBudgetError(
@@ -225,9 +257,9 @@ class Decider:
         everything = {site.name: "no INT8 stays inside the budget" for site in self.sites}
         return Decision(
             "fp16",
-            {"fp16": graph},
+            {"fp16": done.graph},
             verdicts,
-            self._kept(everything),
+            (*self._kept(everything), *done.kept),
             0.0,
             trial,
             tried,
@@ -240,7 +272,9 @@ class Decider:
         if self.judge is None:
             return {}
         self.looks += 1
-        return dict(self.judge(graphs))
+        found = dict(self.judge(graphs))
+        self._seen |= found
+        return found
 
     @property
     def evaluations(self) -> int:

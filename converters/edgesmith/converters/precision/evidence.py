@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -18,7 +18,7 @@ from edgesmith.calibration.sites import Site, sites_of
 from edgesmith.converters.package import FLOAT
 from edgesmith.converters.precision.decide import Decision
 from edgesmith.converters.precision.quantizers import quantizers_for
-from edgesmith.converters.precision.stage import figures_of, half_of, split_of
+from edgesmith.converters.precision.stage import Decided, figures_of, split_of
 from edgesmith.converters.precision.trial import Trial
 from edgesmith.converters.recipe import Recipe
 from edgesmith.converters.report.against_float import Compared, compared, latency
@@ -39,7 +39,7 @@ _APART = frozenset({"drop", "drop_low", "drop_high", "flipped"})
 
 
 def evidence(
-    recipe: Recipe, exact: onnx.ModelProto, labels: tuple[str, ...], decision: Decision, table: ScaleTable
+    recipe: Recipe, exact: onnx.ModelProto, labels: tuple[str, ...], decided: Decided
 ) -> tuple[PrecisionReport, Compared]:
     """Compare the chosen graph with the float one on the search images, time both, gather what was decided.
 
@@ -47,6 +47,7 @@ def evidence(
         DataError: an image cannot be read any more.
         ExportError: a graph does not run.
     """
+    decision, table = decided.decision, decided.table
     split = split_of(recipe)
     sites = sites_of(ir.serde.deserialize_model(exact))
     preprocess = recipe.preprocess()
@@ -68,7 +69,7 @@ def evidence(
         search_images=len(split.search),
         calibration_images=len(split.calibration),
         faults=verdict.faults if verdict else (),
-        variants=_variants(decision, exact, table),
+        variants=_variants(decision, exact, decided.beside.graphs),
         repairs=tuple(sorted(trial.way.repairs)) if trial else None,
         method=trial.way.method if trial else None,
         trials=tuple(_trial(t, t is trial) for t in decision.tried),
@@ -91,15 +92,15 @@ def _named(images: Images) -> Iterator[tuple[str, Frame8]]:
     return ((name, images[number]) for number, name in enumerate(images.names))
 
 
-def _variants(decision: Decision, exact: onnx.ModelProto, table: ScaleTable) -> tuple[VariantFigures, ...]:
+def _variants(
+    decision: Decision, exact: onnx.ModelProto, beside: Mapping[str, onnx.ModelProto]
+) -> tuple[VariantFigures, ...]:
     """The float graph, the chosen one, and whatever else was measured or is in the bundle."""
     base: dict[str, float] = {}
     found = []
     for name in dict.fromkeys([decision.chosen, *decision.graphs, *decision.verdicts]):
         graph, paired = decision.graphs.get(name), decision.verdicts.get(name)
-        measured = graph
-        if measured is None and name == "fp16":
-            measured = half_of(exact, table)
+        measured = graph if graph is not None else beside.get(name)
         one = VariantFigures(
             name=name,
             chosen=name == decision.chosen,

@@ -11,13 +11,12 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import onnx
-import onnx_ir as ir
 
 from edgesmith.calibration.collect import collect
 from edgesmith.calibration.images import Images, tensors
 from edgesmith.calibration.scale_table import ScaleTable
 from edgesmith.converters.package import FLOAT, Parts
-from edgesmith.converters.passes.cast_fp16 import CastFp16, largest_of
+from edgesmith.converters.precision.companions import Companions, companions, take_along
 from edgesmith.converters.precision.decide import Decider, Decision, Judge, never_quantized
 from edgesmith.converters.precision.trial import Workbench
 from edgesmith.converters.recipe import Recipe
@@ -38,6 +37,16 @@ class Split:
 
     calibration: Images
     search: Images
+
+
+@dataclass(frozen=True, eq=False)
+class Decided:
+    """The decision, the ranges it rests on, the graphs beside the chosen one, and the images in memory."""
+
+    decision: Decision
+    table: ScaleTable
+    beside: Companions
+    bench: Workbench
 
 
 def split_of(recipe: Recipe) -> Split:
@@ -70,7 +79,7 @@ def decided(
     out: Path,
     assemble: Callable[[Mapping[str, onnx.ModelProto], str], Parts],
     stage: Stages,
-) -> tuple[Decision, ScaleTable]:
+) -> Decided:
     """Calibrate on the recipe's images and find the graph that its precision mode asks for.
 
     Args:
@@ -102,22 +111,19 @@ def decided(
     )
     reasons = never_quantized(bench.sites(), precision.keep_float)
     bench.fixed_float = frozenset(reasons)
-    beside = {} if precision.mode == "fp16" else {"fp16": half_of(exact, table)}
-    judge = _judge(recipe, out, assemble, stage, split, beside)
-    decider = Decider(bench, reasons, max_drop=precision.max_drop, rest=precision.rest, judge=judge)
+    decider = Decider(bench, reasons, max_drop=precision.max_drop, rest=precision.rest, judge=None)
+    beside = companions(recipe, decider)
+    decider.judge = _judge(recipe, out, assemble, stage, split, beside.graphs)
     if precision.mode == "fp16":
-        return decider.fp16(), table
-    if precision.mode == "int8":
+        decision = decider.fp16()
+    elif precision.mode == "int8":
         decision = decider.int8(
             method=precision.method, repairs=precision.repairs, accept_drop=precision.accept_drop
         )
-        return decision, table
-    return decider.auto(method=precision.method, repairs=precision.repairs), table
-
-
-def half_of(exact: onnx.ModelProto, table: ScaleTable) -> onnx.ModelProto:
-    """The float graph with everything in FP16 that FP16 can hold."""
-    return ir.to_proto(CastFp16(largest_of(table))(ir.serde.deserialize_model(exact)).model)
+    else:
+        decision = decider.auto(method=precision.method, repairs=precision.repairs)
+    take_along(recipe, decision, beside)
+    return Decided(decision, table, beside, bench)
 
 
 def evaluation_of(recipe: Recipe) -> EvaluationData | None:

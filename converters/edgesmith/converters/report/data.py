@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from edgesmith.converters.compiled import CompiledGraph
 from edgesmith.converters.parity import Parity
 from edgesmith.converters.report.precision import PrecisionReport
 from edgesmith.sdk.manifest import Manifest
@@ -21,7 +22,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     ``exported`` compares the final graph with the model that was brought, ``simplified`` with the
     graph before it was simplified. ``images`` says which images were used. ``stages_s`` in seconds.
-    ``precision`` is None where the graph is float32 alone.
+    ``compiled`` is empty where the compiler was not installed; ``precision`` is None where the graph is
+    float32 alone.
     """
 
     manifest: Manifest
@@ -37,6 +39,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     weights: Tensors
     sizes_bytes: dict[str, int]
     stages_s: dict[str, float]
+    compiled: tuple[CompiledGraph, ...] = ()
     precision: PrecisionReport | None = None
 
     def json(self) -> bytes:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.resources import files
 
+from edgesmith.converters.compiled import CompiledGraph
 from edgesmith.converters.parity import MIN_COSINE, OutputParity, Parity
 from edgesmith.converters.report.data import Report
 from edgesmith.converters.report.precision import PrecisionReport
@@ -31,6 +32,7 @@ def page(report: Report, pictures: Sequence[bytes], pairs: Pictures = ()) -> str
             "".join(_section(*part) for part in parts),
             _section("Proof", _proof(report)),
             _section("Accuracy", _accuracy(report)) if report.metric else "",
+            _section("Compile check", _compiled(report.compiled)),
             _section("Self-test", _golden(manifest, pictures)),
             _section("Preprocess", _preprocess(manifest)),
             _section("Tensors", _tensors(manifest)),
@@ -158,6 +160,30 @@ def _accuracy(report: Report) -> str:
     return (
         f"<p>{report.measured_images} labelled images, through the bundle as a user opens it.</p>"
         f'<table class="narrow"><tbody>{rows}</tbody></table>{left_out}'
+    )
+
+
+def _compiled(graphs: Sequence[CompiledGraph]) -> str:
+    if not graphs:
+        return (
+            '<p class="quiet">Not compiled: the compiler is not installed '
+            "(<code>pip install 'edgesmith[trt-check]'</code>).</p>"
+        )
+    rows = ""
+    for graph in graphs:
+        note = "; ".join((graph.note, *graph.float_instead)).strip("; ")
+        quantized = (
+            f"{graph.meant - len(graph.float_instead)} of {graph.meant}" if graph.meant else "none meant"
+        )
+        rows += (
+            f"<tr><td><code>{escape(graph.variant)}</code></td><td>{escape(graph.outcome)}</td>"
+            f"<td>{graph.layers or ''}</td><td>{quantized}</td><td>{escape(note)}</td></tr>"
+        )
+    return (
+        f"<p>Compiled with TensorRT-RTX {escape(graphs[0].version)} for compute capability 8.6, without a "
+        "GPU: what it puts in float, so, as a rule, does TensorRT on a Jetson.</p>"
+        "<table><thead><tr><th>graph</th><th>outcome</th><th>compiled layers</th><th>in INT8</th><th></th>"
+        f"</tr></thead><tbody>{rows}</tbody></table>"
     )
 
 
