@@ -134,7 +134,11 @@ class BackendError(EdgesmithError, RuntimeError):
 
 
 class BuildError(BackendError):
-    """An engine cannot be built from the bundle's graph."""
+    """An engine cannot be built; ``lasting`` where another try on this machine would end the same way."""
+
+    def __init__(self, message: str, *, lasting: bool = False) -> None:
+        super().__init__(message)
+        self.lasting = lasting
 
 
 class IncompatibleEngineError(BackendError):
@@ -146,7 +150,11 @@ class BindingError(BackendError):
 
 
 class CudaError(BackendError):
-    """A CUDA call failed."""
+    """A CUDA call failed; ``name`` is the driver's name for it (``CUDA_ERROR_OUT_OF_MEMORY``), if known."""
+
+    def __init__(self, message: str, *, name: str = "") -> None:
+        super().__init__(message)
+        self.name = name
 
 
 class DeviceProfileError(EdgesmithError, LookupError):
@@ -156,9 +164,17 @@ class DeviceProfileError(EdgesmithError, LookupError):
 
 
 class CameraError(EdgesmithError, OSError):
-    """A source of frames cannot be opened or read."""
+    """A source of frames cannot be opened or read.
+
+    ``reason`` is one word, as in a camera's status: ``refused``, ``unauthorized``, ``not-found``,
+    ``dns``, ``timeout``, ``format`` and so on; empty where there is none.
+    """
 
     exit_status: ClassVar[int] = 3
+
+    def __init__(self, message: str, *, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class CameraLost(CameraError):
@@ -166,11 +182,20 @@ class CameraLost(CameraError):
 
 
 class StaleFrameError(CameraError):
-    """The newest frame is older than the caller allows."""
+    """The newest frame is older than the caller allows; ``camera`` is whose, ``age_ms`` how old it is."""
+
+    def __init__(self, message: str, *, camera: str = "", age_ms: float = 0.0) -> None:
+        super().__init__(message, reason="stale")
+        self.camera = camera
+        self.age_ms = age_ms
 
 
 class CameraFormatError(CameraError, ValueError):
-    """A frame does not have the shape or type that the model takes."""
+    """A frame does not have the shape or type that is asked for; ``offers`` says what the device has."""
+
+    def __init__(self, message: str, *, offers: Sequence[str] = ()) -> None:
+        super().__init__(message, reason="format")
+        self.offers = tuple(offers)
 
 
 class DataError(EdgesmithError, ValueError):

@@ -60,7 +60,7 @@ def test_a_file_that_is_no_video_cannot_be_opened(tmp_path: Path, content: bytes
 
 @pytest.mark.parametrize(
     ("source", "message"),
-    [("nothing.mp4", "no such file, folder or camera"), ("rtsp://host/1", "rtsp:// are not supported"),
+    [("nothing.mp4", "no such file, folder or camera"), ("ftp://host/1", "ftp:// are not supported"),
      ("77", "camera 77 cannot be opened"), ("/dev/video77", "/dev/video77 cannot be opened")],
 )  # fmt: skip
 def test_a_source_that_is_not_there_is_named(source: str, message: str) -> None:

@@ -13,6 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgesmith.sdk.cameras.base import Frame
+from edgesmith.sdk.cameras.book import OnState
+from edgesmith.sdk.cameras.ondemand import OnDemandCamera
+from edgesmith.sdk.cameras.options import PictureOptions
+from edgesmith.sdk.cameras.request import Request
 from edgesmith.sdk.errors import CameraError
 
 log = logging.getLogger(__name__)
@@ -55,30 +59,42 @@ def list_pictures(folder: str | os.PathLike[str]) -> list[Path]:
     return paths
 
 
-class PictureFolder:
+class PictureFolder(OnDemandCamera):
     """A camera over picture files; one that cannot be read is a fault, and the next one follows."""
 
-    fps: float | None = None
-
-    def __init__(self, name: str, paths: Sequence[Path]) -> None:
-        self.name = name
+    def __init__(
+        self, name: str, paths: Sequence[Path], *, loop: bool = False, on_state: OnState | None = None
+    ) -> None:
+        super().__init__(name, length=None if loop else len(paths), on_state=on_state)
         self.paths = list(paths)
-        self.length: int | None = len(self.paths)
-        self.faults: list[str] = []
+        self._loop = loop
 
-    def frames(self) -> Iterator[Frame]:
+    def _read(self) -> Iterator[Frame]:
         """Frames in name order; ``source_id`` is the picture's path."""
-        missed = 0
-        for number, path in enumerate(self.paths):
-            try:
-                image = read_image(path)
-            except CameraError as error:
-                self.faults.append(str(error))
-                log.warning("%s; going on with the next picture", error)
-                missed += 1
-                continue
-            yield Frame(image, number, time.monotonic_ns(), None, str(path), missed)
-            missed = 0
+        missed = number = 0
+        while True:
+            readable = 0
+            for path in self.paths:
+                try:
+                    image = read_image(path)
+                except CameraError as error:
+                    if str(error) not in self.faults:  # once, however often the folder is gone through
+                        self.faults.append(str(error))
+                        log.warning("%s; going on with the next picture", error)
+                    missed += 1
+                else:
+                    yield Frame(image, number, time.monotonic_ns(), None, str(path), missed)
+                    missed = 0
+                    readable += 1
+                number += 1
+            if not self._loop or not readable:
+                return
 
-    def close(self) -> None:
-        """Nothing is held open."""
+
+def open_pictures(request: Request) -> PictureFolder:
+    """A picture or a folder of them; see ``open_camera``."""
+    request.refuse(size=request.size, fps=request.fps)
+    options = request.read(PictureOptions)
+    path = Path(request.source)
+    paths = list_pictures(path) if path.is_dir() else [path]
+    return PictureFolder(request.name or request.source, paths, loop=options.loop, on_state=request.on_state)
