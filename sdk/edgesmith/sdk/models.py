@@ -13,15 +13,16 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import TracebackType
 from typing import Any, ClassVar, Generic, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgesmith.sdk.backends.base import Array, Backend, Options
+from edgesmith.sdk.backends.base import Array, Backend, DevicePreprocess, Options
 from edgesmith.sdk.backends.choose import open_backend
 from edgesmith.sdk.bundle import Bundle
 from edgesmith.sdk.decode import canonical
@@ -50,8 +51,10 @@ class Model(Generic[R]):
         self.bundle = bundle
         self.backend = backend
         self.timings: dict[str, int] = {}
-        self._buffer: Array = np.empty(0, np.float32)
+        # Two, taken in turn: one is filled while the graph reads the other.
+        self._buffers: list[Array] = [np.empty(0, np.float32), np.empty(0, np.float32)]
         self._busy = threading.Lock()
+        self._preparing = threading.Lock()
 
     @classmethod
     def load(
@@ -114,18 +117,38 @@ class Model(Generic[R]):
         Raises:
             CameraFormatError: a frame is not BGR uint8 ``(H, W, 3)``.
         """
-        with self._alone():
+        with self._alone(self._busy):
             yield from self._raw(frames)
 
-    def run_prepared(self, batch: Array) -> dict[str, Array]:
-        """The graph's outputs for a batch ``(N, ...)`` that was prepared elsewhere, N within the batch range.
+    def prepare(self, frames: Sequence[Frame8]) -> tuple[Array, list[Geometry]]:
+        """A batch ``(N, ...)`` for :meth:`run_prepared`, and where each frame lies in it.
 
-        For one preprocess that feeds several models; :meth:`raw` prepares its frames itself.
+        With :meth:`run_prepared` and :meth:`decode` this is a call in three steps, each of which may
+        be a thread's own. There are two buffers: a batch holds until the next call but one.
+
+        Args:
+            frames: 1 to ``bundle.manifest.batch.max``; of one size where the model takes any size.
+
+        Raises:
+            CameraFormatError: a frame is not BGR uint8 ``(H, W, 3)``.
+            BackendError: another thread is preparing with this object.
+        """
+        with self._alone(self._preparing):
+            return self._prepare(frames)
+
+    def decode(self, outputs: dict[str, Array], geometries: Sequence[Geometry]) -> list[R]:
+        """The answers in a batch's outputs, one for each geometry."""
+        raise NotImplementedError(f"{type(self).__name__} has no decode")
+
+    def run_prepared(self, batch: Array) -> dict[str, Array]:
+        """The graph's outputs for a batch ``(N, ...)``, of :meth:`prepare` or prepared elsewhere.
+
+        N is within the batch range. :meth:`raw` prepares its frames itself.
 
         Raises:
             BackendError: the run failed, or another thread is using this object.
         """
-        with self._alone():
+        with self._alone(self._busy):
             return self.backend.run(batch)
 
     def _raw(self, frames: Sequence[Frame8]) -> Iterator[tuple[dict[str, Array], list[Geometry]]]:
@@ -134,9 +157,9 @@ class Model(Generic[R]):
         while at < len(frames):
             started = time.monotonic_ns()
             part = frames[at : at + self._batch_of(frames, at)]
-            batch, geometries = self._prepare(part)
+            run, geometries = self._ready(part)
             prepared = time.monotonic_ns()
-            outputs = self.backend.run(batch)
+            outputs = run()
             done = time.monotonic_ns()
             spent["preprocess"] += prepared - started
             spent["infer"] += done - prepared
@@ -156,28 +179,38 @@ class Model(Generic[R]):
             same += 1
         return same
 
+    def _ready(self, frames: Sequence[Frame8]) -> tuple[Callable[[], dict[str, Array]], list[Geometry]]:
+        """The frames prepared, on the backend's device where it does that, and what runs them."""
+        device: DevicePreprocess | None = getattr(self.backend, "on_device", None)
+        if device is not None:
+            count = max(len(frames), self.bundle.manifest.batch.min)
+            return device.run_prepared, device.prepare(frames, count)
+        batch, geometries = self.prepare(frames)
+        return partial(self.backend.run, batch), geometries
+
     def _prepare(self, frames: Sequence[Frame8]) -> tuple[Array, list[Geometry]]:
         preprocess, smallest = self.bundle.manifest.preprocess, self.bundle.manifest.batch.min
         height, width = frames[0].shape[:2] if getattr(frames[0], "ndim", 0) == 3 else (1, 1)
         count = max(len(frames), smallest)
         shape = preprocess.tensor_shape(height, width)
-        if self._buffer.shape[1:] != shape or len(self._buffer) < count:
+        self._buffers.reverse()
+        if self._buffers[0].shape[1:] != shape or len(self._buffers[0]) < count:
             dtype = np.float32 if preprocess.layout == "nchw" else np.uint8
-            self._buffer = np.zeros((count, *shape), dtype)
-        batch = self._buffer[:count]
+            self._buffers[0] = np.zeros((count, *shape), dtype)
+        batch = self._buffers[0][:count]
         geometries = [prepare(preprocess, frame, out=row) for frame, row in zip(frames, batch, strict=False)]
         return batch, geometries
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        if not self._busy.acquire(blocking=False):
+    def _alone(self, lock: threading.Lock) -> Iterator[None]:
+        if not lock.acquire(blocking=False):
             raise BackendError(
                 "this model object is in use by another thread: give each thread its own clone()"
             )
         try:
             yield
         finally:
-            self._busy.release()
+            lock.release()
 
     def _single(self, frames: Frame8 | Sequence[Frame8]) -> tuple[list[Frame8], bool]:
         if isinstance(frames, np.ndarray) and frames.ndim <= 3:
@@ -222,14 +255,24 @@ class Detector(Model[Detections]):
         several, single = self._single(frames)
         canonical.check_thresholds(self.nms, score, iou)
         found: list[Detections] = []
-        with self._alone():
+        with self._alone(self._busy):
             for outputs, geometries in self._raw(several):
-                for row, geometry in enumerate(geometries):
-                    item = canonical.detections(
-                        outputs, row, geometry, self.nms, self.names, score=score, iou=iou
-                    )
-                    found.append(item)
+                found += self.decode(outputs, geometries, score=score, iou=iou)
         return found[0] if single else found
+
+    def decode(
+        self,
+        outputs: dict[str, Array],
+        geometries: Sequence[Geometry],
+        *,
+        score: float | None = None,
+        iou: float | None = None,
+    ) -> list[Detections]:
+        """The detections in a batch's outputs, one for each geometry; thresholds as in a call."""
+        return [
+            canonical.detections(outputs, row, geometry, self.nms, self.names, score=score, iou=iou)
+            for row, geometry in enumerate(geometries)
+        ]
 
 
 class Classifier(Model[Classifications]):
@@ -250,12 +293,14 @@ class Classifier(Model[Classifications]):
         """
         several, single = self._single(frames)
         found: list[Classifications] = []
-        with self._alone():
+        with self._alone(self._busy):
             for outputs, geometries in self._raw(several):
-                found += [
-                    canonical.classifications(outputs, row, self.names) for row in range(len(geometries))
-                ]
+                found += self.decode(outputs, geometries)
         return found[0] if single else found
+
+    def decode(self, outputs: dict[str, Array], geometries: Sequence[Geometry]) -> list[Classifications]:
+        """The classes in a batch's outputs, one for each geometry."""
+        return [canonical.classifications(outputs, row, self.names) for row in range(len(geometries))]
 
 
 TASKS: dict[str, type[Model[Any]]] = {"detect": Detector, "classify": Classifier}

@@ -3,17 +3,23 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
+from edgesmith.sdk.cli.app import main
+
 MakeBundle = Callable[..., Path]
+Inside = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def edgesmith(*args: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -138,3 +144,153 @@ def test_a_signal_finishes_the_files(make_bundle: MakeBundle, tmp_path: Path, nu
     assert int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) == summary["frames"]
     capture.release()
     assert lines.read_text().count("\n") == summary["frames"]
+
+
+@pytest.fixture
+def inside(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The command in this process: what it costs to start Python is not asked for here."""
+
+    def call(*args: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        if cwd is not None:
+            monkeypatch.chdir(cwd)
+        with pytest.raises(SystemExit) as ended:
+            main([str(a) for a in args])
+        out, err = capfd.readouterr()
+        return subprocess.CompletedProcess([str(a) for a in args], int(ended.value.code or 0), out, err)
+
+    return call
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_several_sources_share_a_run(
+    make_bundle: MakeBundle, clip: Path, tmp_path: Path, inside: Inside
+) -> None:
+    other = tmp_path / "other.mp4"
+    other.write_bytes(clip.read_bytes())
+    out, lines = tmp_path / "out.mp4", tmp_path / "out.jsonl"
+    done = inside(
+        "run", make_bundle(), "--source", clip, "--source", other, "--save", out, "--jsonl", lines, "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert (summary["frames"], summary["dropped"]) == (60, 0)
+    assert [(c["grabbed"], c["processed"], c["dropped"]) for c in summary["cameras"]] == [(30, 30, 0)] * 2
+    rows = rows_of(lines)
+    for source in (clip, other):
+        assert [row["frame"] for row in rows if row["source"] == str(source)] == list(range(30))
+    videos = sorted(path.name for path in tmp_path.glob("out-*.mp4"))
+    assert len(videos) == 2
+    for name in videos:
+        capture = cv2.VideoCapture(str(tmp_path / name))
+        assert int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) == 30
+        capture.release()
+
+
+def test_a_live_source_runs_with_latest_and_tracks(
+    make_bundle: MakeBundle, tmp_path: Path, inside: Inside
+) -> None:
+    lines = tmp_path / "out.jsonl"
+    done = inside(
+        "run", make_bundle(), "--source", "test://?size=160x96&fps=60&frames=60", "--track",
+        "--max-age-ms", "5000", "--jsonl", lines, "--json", "--score", "0.2",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert 1 <= summary["frames"] <= 60
+    assert "track" in summary["stages_ms"]
+    rows = rows_of(lines)
+    numbers = [row["frame"] for row in rows]
+    assert numbers == sorted(set(numbers))
+    assert all("track_id" in item for row in rows for item in row["detections"])
+    assert any(row["detections"] for row in rows)
+
+
+def test_every_of_a_live_source_and_latest_of_a_file(
+    make_bundle: MakeBundle, clip: Path, tmp_path: Path, inside: Inside
+) -> None:
+    done = inside("run", make_bundle(), "--source", clip, "--policy", "latest", "--json")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["frames"] + summary["dropped"] <= 30
+    done = inside(
+        "run", make_bundle(), "--source", "test://?size=80x48&fps=50&frames=20", "--policy", "every", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    assert 1 <= json.loads(done.stdout)["frames"] <= 20
+
+
+def test_a_config_file_stands_for_the_options(
+    make_bundle: MakeBundle, clip: Path, tmp_path: Path, inside: Inside
+) -> None:
+    make_bundle()
+    (tmp_path / "robot.toml").write_text(
+        """
+        limit = 12
+        [model]
+        bundle = "tiny.edge"
+        backend = "cpu"
+        [[cameras]]
+        source = "clip.mp4"
+        name = "front"
+        [[sinks]]
+        kind = "jsonl"
+        path = "lines.jsonl"
+        [[sinks]]
+        kind = "pictures"
+        path = "pictures"
+        """
+    )
+    away = tmp_path / "away"
+    away.mkdir()
+    done = inside("run", "--config", tmp_path / "robot.toml", "--json", cwd=away)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["frames"] == 12
+    assert [row["frame"] for row in rows_of(tmp_path / "lines.jsonl")] == list(range(12))
+    assert len(list((tmp_path / "pictures").iterdir())) == 12
+    done = inside("run", "--config", tmp_path / "robot.toml", "--json", "--limit", "3", cwd=away)
+    assert json.loads(done.stdout)["frames"] == 3
+    (tmp_path / "robot.toml").write_text("[model]\nbundle = 'tiny.edge'\nthread = 1\n")
+    done = inside("run", "--config", tmp_path / "robot.toml")
+    assert done.returncode == 2
+    assert "robot.toml: unknown key model.thread" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_one_missing_camera_ends_the_run_before_it_begins(
+    make_bundle: MakeBundle, clip: Path, inside: Inside
+) -> None:
+    done = inside("run", make_bundle(), "--source", clip, "--source", "missing.mp4")
+    assert done.returncode == 3
+    assert "missing.mp4" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_page_shows_the_run(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "edgesmith.sdk.cli", "run", str(make_bundle())]
+    command += ["--source", "test://?size=160x96&fps=20", "--view", f"127.0.0.1:{port}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline, page = time.monotonic() + 60, ""
+        while not page and time.monotonic() < deadline:
+            assert process.poll() is None, process.communicate()
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5) as answer:
+                    page = answer.read().decode()
+            except OSError:
+                time.sleep(0.1)
+        assert "<html" in page
+        os.kill(process.pid, signal.SIGTERM)
+        stdout, stderr = process.communicate(timeout=30)
+        assert process.returncode == 130, stderr
+        assert "interrupted after" in stdout
+    finally:
+        process.kill()
+        process.communicate()

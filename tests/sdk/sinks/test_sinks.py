@@ -4,6 +4,7 @@ import builtins
 import importlib.util
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from edgesmith.sdk import Classifications, Detections, Frame, Result
 from edgesmith.sdk.cameras import open_camera, read_image
-from edgesmith.sdk.errors import SinkError
+from edgesmith.sdk.errors import ConfigError, SinkError
 from edgesmith.sdk.sinks.jsonl import JsonLines
 from edgesmith.sdk.sinks.video import AnnotatedPictures, AnnotatedVideo
 
@@ -84,11 +85,15 @@ def test_a_video_is_h264_and_appears_when_it_is_finished(tmp_path: Path) -> None
     assert frames[10][5:40, 4:7].std() > 20  # a box was drawn
 
 
+def without_pyav(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "av" else real(name))
+
+
 def test_without_pyav_the_video_is_mpeg4_and_a_note_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "av" else real(name))
+    without_pyav(monkeypatch)
     sink = AnnotatedVideo(tmp_path / "a.mp4")
     for n in range(5):
         sink.write(result(n))
@@ -106,6 +111,79 @@ def test_frames_of_another_size_are_fitted_in(tmp_path: Path) -> None:
     assert first.shape == second.shape
     assert second[30, 5].max() < 20  # black beside the tall picture
     assert abs(float(second[30, 40].mean()) - 200) < 8
+
+
+def times_of(path: Path) -> list[float]:
+    """When each frame is shown, in seconds."""
+    av = pytest.importorskip("av")
+    with av.open(str(path)) as container:
+        return [float(frame.time) for frame in container.decode(video=0)]
+
+
+def captured(times: list[float], source: str = "") -> list[Result]:
+    made = []
+    for n, t in enumerate(times):
+        one = result(n)
+        made.append(replace(one, camera=source, frame=replace(one.frame, captured_ns=round(t * 1e9))))
+    return made
+
+
+def test_a_live_cameras_video_plays_as_fast_as_it_was(tmp_path: Path) -> None:
+    grabbed = [100.0, 100.033, 100.2, 100.2, 100.9, 102.4]
+    sink = AnnotatedVideo(tmp_path / "a.mp4", fps=30, timing="captured")
+    for each in captured(grabbed):
+        sink.write(each)
+    sink.close()
+    shown = times_of(tmp_path / "a.mp4")
+    assert shown == pytest.approx([t - 100 for t in grabbed], abs=1e-4)
+    assert shown == sorted(set(shown))
+
+
+def test_without_pyav_late_frames_are_shown_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_pyav(monkeypatch)
+    sink = AnnotatedVideo(tmp_path / "a.mp4", fps=10, timing="captured")
+    for each in captured([0.0, 0.1, 1.0, 1.1]):
+        sink.write(each)
+    sink.close()
+    levels = [round(float(f[55, 60].mean()) / 10) for f in frames_of(tmp_path / "a.mp4")]
+    assert levels == [0, *[1] * 9, 2, 3]
+
+
+@pytest.mark.parametrize("make", [AnnotatedVideo, AnnotatedPictures])
+def test_two_cameras_never_go_into_one_recording(tmp_path: Path, make: Any) -> None:
+    sink = make(tmp_path / "a.mp4")
+    sink.write(captured([0.0], "front")[0])
+    with pytest.raises(SinkError, match=r"front and rear do not go into one: put \{camera\} into its name"):
+        sink.write(captured([0.0], "rear")[0])
+    sink.close()
+
+
+def test_each_camera_has_its_own_recording(tmp_path: Path) -> None:
+    video, pictures = AnnotatedVideo(tmp_path / "{camera}.mp4"), AnnotatedPictures(tmp_path / "{camera}")
+    for camera in ("front", "10.0.0.7/rear"):
+        for each in captured([0.0, 0.1], camera):
+            video.write(each)
+            pictures.write(each)
+    video.close()
+    pictures.close()
+    found = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.*"))
+    assert found == [
+        "camera_10_0_0_7_rear.mp4",
+        "camera_10_0_0_7_rear/frame-000000.jpg",
+        "camera_10_0_0_7_rear/frame-000001.jpg",
+        "front.mp4",
+        "front/frame-000000.jpg",
+        "front/frame-000001.jpg",
+    ]
+
+
+def test_an_ending_that_no_encoder_knows_is_one_clear_error(tmp_path: Path) -> None:
+    sink = AnnotatedVideo(tmp_path / "a.mp7")
+    with pytest.raises(SinkError, match=r"a\.mp7: cannot be written: "):
+        sink.write(result())
+    sink.close()
+    with pytest.raises(ConfigError, match="fps 0"):
+        AnnotatedVideo(tmp_path / "a.mp4", fps=0)
 
 
 def test_a_video_without_frames_leaves_nothing(tmp_path: Path) -> None:

@@ -1,79 +1,107 @@
-"""``edgesmith run``: a bundle over a video, pictures or a camera."""
+"""``edgesmith run``: a bundle over videos, pictures and cameras."""
 
 from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import click
+import msgspec
 
-from edgesmith.sdk.cameras import Camera, open_camera
-from edgesmith.sdk.cameras.pictures import PICTURES
+from edgesmith.sdk.cameras import SupervisedCamera
 from edgesmith.sdk.cli.output import console, emit_json, progress, table
-from edgesmith.sdk.errors import CameraLost, ConfigError
+from edgesmith.sdk.cli.outputs import open_saved
+from edgesmith.sdk.config import (
+    CameraConfig,
+    ModelConfig,
+    RobotConfig,
+    SinkConfig,
+    open_cameras,
+    open_one,
+    policies,
+    read_config,
+)
+from edgesmith.sdk.errors import CameraError, StaleFrameError
+from edgesmith.sdk.loop.account import LoopStats
+from edgesmith.sdk.loop.capture_loop import CaptureLoop
+from edgesmith.sdk.loop.mailbox import POLICIES
 from edgesmith.sdk.loop.result import Result
-from edgesmith.sdk.loop.sequential import results
+from edgesmith.sdk.loop.settings import unique
 from edgesmith.sdk.models import Model, load_model
 from edgesmith.sdk.percentiles import percentiles
-from edgesmith.sdk.sinks.base import Sink
-from edgesmith.sdk.sinks.jsonl import JsonLines
-from edgesmith.sdk.sinks.video import AnnotatedPictures, AnnotatedVideo
+from edgesmith.sdk.sinks.base import Sink, show_states
 
-VIDEOS = frozenset({".mp4", ".mkv", ".mov", ".avi", ".webm"})
+WAIT_S = 0.1  # a signal is answered within this time also where no frame comes
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--source", required=True, help="Video, picture, folder of pictures, or camera number.")
+@click.argument("bundle", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "--source",
+    "sources",
+    multiple=True,
+    help="Video, picture, folder, camera number or address (rtsp://, csi://, ...). May be given again.",
+)
+@click.option("--config", type=click.Path(path_type=Path), help="TOML file with model, cameras and sinks.")
+@click.option("--policy", type=click.Choice(POLICIES), help="latest (live cameras) or every (files).")
+@click.option("--max-age-ms", type=click.FloatRange(min=0, min_open=True), help="Refuse older frames.")
+@click.option("--track", is_flag=True, default=None, help="Give objects ids that stay with them.")
 @click.option(
     "--save", type=click.Path(path_type=Path), help="Annotated video (.mp4), picture (.jpg) or folder."
 )
 @click.option("--jsonl", type=click.Path(path_type=Path), help="JSON lines file, a line a frame.")
+@click.option("--view", metavar="HOST:PORT", help="Web page with the live picture, e.g. :8080.")
 @click.option("--limit", type=click.IntRange(min=1), help="End after N frames.")
 @click.option("--score", type=click.FloatRange(0, 1), help="A detector's threshold in place of the bundle's.")
 @click.option("--iou", type=click.FloatRange(0, 1), help="A detector's suppression threshold.")
-@click.option("--backend", default="auto", show_default=True, help="auto, cuda or cpu.")
+@click.option("--backend", help="auto (the default), or a backend's name, such as cuda or cpu.")
 @click.option("--variant", help="A graph of the bundle by name, in place of the chosen one.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of one run.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
 def run(
-    bundle: Path,
-    source: str,
+    bundle: Path | None,
+    sources: tuple[str, ...],
+    config: Path | None,
     save: Path | None,
     jsonl: Path | None,
-    limit: int | None,
-    score: float | None,
-    iou: float | None,
-    backend: str,
-    variant: str | None,
-    threads: int | None,
+    view: str | None,
     as_json: bool,
+    **options: Any,
 ) -> int:
-    """Run BUNDLE over every frame of a source, and save what is asked for.
+    """Run BUNDLE over its sources, and save what is asked for.
+
+    Of files and pictures each frame is run once, in order; of live cameras always the newest. A
+    --config file stands for BUNDLE and all options; those that are given as well replace its keys.
 
     Ctrl-C ends the run and finishes the files (exit status 130). What cannot be read is told, the
     rest goes on, and the exit status is 1.
     """
+    robot = _robot(bundle, sources, config, options)
     tally = Tally()
     with ExitStack() as stack:
-        model = stack.enter_context(load_model(bundle, backend=backend, variant=variant, threads=threads))
-        camera = open_camera(source)
-        stack.callback(camera.close)
-        sinks = _sinks(save, jsonl, camera)
-        for sink in sinks:
-            stack.callback(sink.close)
-        stream = results(camera, model, score=score, iou=iou, limit=limit)
-        with _ended_by_signals(tally):
-            _consume(stream, sinks, tally, camera, limit)
-    tally.errors += camera.faults
+        chosen = robot.model
+        model = stack.enter_context(
+            load_model(
+                chosen.bundle,
+                backend=chosen.backend,
+                device=chosen.device,
+                variant=chosen.variant,
+                threads=chosen.threads,
+            )
+        )
+        cameras, sinks, loop = _opened(robot, model, tally, save, jsonl, view)
+        stack.enter_context(_ended_by_signals(tally))
+        _consume(loop, tally, cameras, robot.limit)
+        stats = loop.stats()
+    tally.close(stats, cameras)
     for note in (note for sink in sinks for note in sink.notes):
         console.print(note, style="yellow", markup=False)
-    _tell(tally, model, source, (save, jsonl), as_json)
+    _tell(tally, model, stats, (save, jsonl), as_json)
     if tally.interrupted:
         return 130
     if tally.errors:
@@ -91,6 +119,7 @@ class Tally:
         self.ages: list[float] = []
         self.stages: dict[str, list[float]] = {}
         self.errors: list[str] = []
+        self.stale: dict[str, tuple[int, str]] = {}
         self.interrupted = False
         self.started = time.monotonic()
         self.seconds = 0.0
@@ -105,14 +134,26 @@ class Tally:
             self.stages.setdefault(name, []).append(ms)
         self.seconds = time.monotonic() - self.started
 
+    def add_stale(self, error: StaleFrameError) -> None:
+        """Count a time without a fresh frame."""
+        count, _ = self.stale.get(error.camera, (0, ""))
+        self.stale[error.camera] = (count + 1, str(error))
+
+    def close(self, stats: LoopStats, cameras: Sequence[SupervisedCamera]) -> None:
+        """Gather what went wrong, each once."""
+        found = [camera.error for camera in stats.cameras if camera.error is not None]
+        found += [fault for camera in cameras for fault in camera.faults]
+        found += [f"{text} ({count} times)" for count, text in self.stale.values()]
+        self.errors += [text for text in dict.fromkeys(found) if text not in self.errors]
+
     @property
     def fps(self) -> float:
         """Frames a second of the whole run, sinks included."""
         return self.frames / self.seconds if self.seconds else 0.0
 
-    def summary(self) -> dict[str, Any]:
-        """The keys of ``run --json``."""
-        return {
+    def summary(self, stats: LoopStats) -> dict[str, Any]:
+        """The keys of ``run --json``; ``cameras`` where there are several."""
+        summary: dict[str, Any] = {
             "frames": self.frames,
             "dropped": self.dropped,
             "fps": self.fps,
@@ -120,43 +161,100 @@ class Tally:
             "stages_ms": {name: percentiles(times) for name, times in self.stages.items()},
             "errors": self.errors,
         }
+        if len(stats.cameras) > 1:
+            summary["cameras"] = [
+                {**msgspec.structs.asdict(camera), "dropped": camera.dropped} for camera in stats.cameras
+            ]
+        return summary
 
 
-def _consume(
-    stream: Iterator[Result], sinks: list[Sink], tally: Tally, camera: Camera, limit: int | None
-) -> None:
-    total = limit if camera.length is None else min(camera.length, limit or camera.length)
-    with progress("frames") as bar:
-        task = bar.add_task(Path(camera.name).name, total=total, rate=0.0)
+def _robot(
+    bundle: Path | None, sources: Sequence[str], config: Path | None, options: dict[str, Any]
+) -> RobotConfig:
+    """The file's settings, with the command's in place of those that were given."""
+    given = {key: value for key, value in options.items() if value is not None}
+    model = {key: given.pop(key) for key in tuple(given) if key in ModelConfig.__struct_fields__}
+    cameras = tuple(CameraConfig(source=source) for source in sources)
+    if config is None:
+        if bundle is None:
+            raise click.UsageError("Missing argument 'BUNDLE' (or option '--config').")
+        if not cameras:
+            raise click.UsageError("Missing option '--source' (or '--config').")
+        return RobotConfig(model=ModelConfig(bundle=str(bundle), **model), cameras=cameras, **given)
+    robot = read_config(config)
+    if bundle is not None:
+        model["bundle"] = str(bundle)
+    if cameras:
+        given["cameras"] = cameras
+    return msgspec.structs.replace(robot, model=msgspec.structs.replace(robot.model, **model), **given)
+
+
+def _opened(
+    robot: RobotConfig,
+    model: Model[Any],
+    tally: Tally,
+    save: Path | None,
+    jsonl: Path | None,
+    view: str | None,
+) -> tuple[list[SupervisedCamera], list[Sink], CaptureLoop]:
+    """Cameras and sinks, and the loop that will close them."""
+    sinks: list[Sink] = []
+    with ExitStack() as guard:
+        cameras = open_cameras(robot.cameras)
+        for camera in cameras:
+            guard.callback(camera.close)
+        chosen = policies(robot, cameras)
+        wanted = list(robot.sinks)
+        if jsonl is not None:
+            wanted.append(SinkConfig(kind="jsonl", options={"path": jsonl}))
+        if view is not None:
+            wanted.append(SinkConfig(kind="view", options={"address": view}))
+        if save is not None:
+            names = unique([camera.name for camera in cameras])
+            sinks.append(open_saved(save, cameras, names, chosen))
+            guard.callback(sinks[-1].close)
+        for entry in wanted:
+            sinks.append(open_one(entry, chosen))
+            guard.callback(sinks[-1].close)
+        loop = CaptureLoop(
+            cameras,
+            model,
+            policy=chosen,
+            max_age_ms=robot.max_age_ms,
+            sinks=sinks,
+            track=robot.track,
+            score=robot.model.score,
+            iou=robot.model.iou,
+            batch=robot.batch,
+            gather_ms=robot.gather_ms,
+            limit=robot.limit,
+            on_result=tally.add,
+            on_camera_error="continue",
+        )
+        show_states(sinks, lambda: {camera.name: camera.state for camera in loop.stats().cameras})
+        guard.pop_all()  # from here on they are the loop's
+    return cameras, sinks, loop
+
+
+def _consume(loop: CaptureLoop, tally: Tally, cameras: Sequence[SupervisedCamera], limit: int | None) -> None:
+    lengths = [camera.length for camera in cameras]
+    known = None if None in lengths else sum(length or 0 for length in lengths)
+    total = limit if known is None else min(known, limit or known)
+    name = Path(cameras[0].name).name if len(cameras) == 1 else f"{len(cameras)} cameras"
+    tally.started = time.monotonic()
+    with progress("frames") as bar, loop:
+        task = bar.add_task(name, total=total, rate=0.0)
         try:
-            for result in stream:
-                for sink in sinks:
-                    sink.write(result)
-                tally.add(result)
+            while not loop.over and not tally.interrupted:
+                try:
+                    loop.get(WAIT_S)
+                except StaleFrameError as error:
+                    tally.add_stale(error)
                 bar.update(task, completed=tally.frames, rate=tally.fps)
-                if tally.interrupted:
-                    break
         except KeyboardInterrupt:
             tally.interrupted = True
-        except CameraLost as error:
+        except CameraError as error:
             tally.errors.append(str(error))
-
-
-def _sinks(save: Path | None, jsonl: Path | None, camera: Camera) -> list[Sink]:
-    sinks: list[Sink] = []
-    if save is not None:
-        if save.suffix.lower() in VIDEOS:
-            sinks.append(AnnotatedVideo(save, fps=camera.fps))
-        elif save.suffix and (camera.length != 1 or save.suffix.lower() not in PICTURES):
-            raise ConfigError(
-                f"--save {save}: a source of several frames goes into a video ({', '.join(sorted(VIDEOS))}) "
-                "or a folder (a name without an ending), one picture also into a picture file"
-            )
-        else:
-            sinks.append(AnnotatedPictures(save))
-    if jsonl is not None:
-        sinks.append(JsonLines(jsonl))
-    return sinks
 
 
 @contextmanager
@@ -180,21 +278,28 @@ def _ended_by_signals(tally: Tally) -> Iterator[None]:
 
 
 def _tell(
-    tally: Tally, model: Model[Any], source: str, files: tuple[Path | None, ...], as_json: bool
+    tally: Tally, model: Model[Any], stats: LoopStats, files: tuple[Path | None, ...], as_json: bool
 ) -> None:
     for error in tally.errors:
         console.print(f"not read: {error}", style="yellow", markup=False)
-    summary = tally.summary()
+    summary = tally.summary(stats)
     if as_json:
         emit_json(summary)
         return
     rows: list[tuple[object, ...]] = []
     for name, times in {**summary["stages_ms"], "age": summary["age_ms"]}.items():
         rows.append((name, times["p50"], times["p90"], times["p99"]))
-    table(f"{source}: {model.backend.detail}, ms a frame", ("stage", "p50", "p90", "p99"), rows)
+    names = ", ".join(camera.name for camera in stats.cameras)
+    table(f"{names}: {model.backend.detail}, ms a frame", ("stage", "p50", "p90", "p99"), rows)
+    if len(stats.cameras) > 1:
+        columns = ("camera", "state", "grabbed", "processed", "dropped", "frames/s")
+        table(
+            "", columns, [(c.name, c.state, c.grabbed, c.processed, c.dropped, c.fps) for c in stats.cameras]
+        )
     what = "detections" if model.task == "detect" else "answers"
     ended = "interrupted after " if tally.interrupted else ""
-    click.echo(f"{ended}{tally.frames} frames, {tally.fps:.1f} frames/s, {tally.found} {what}")
+    lost = f", {tally.dropped} dropped" if tally.dropped else ""
+    click.echo(f"{ended}{tally.frames} frames, {tally.fps:.1f} frames/s{lost}, {tally.found} {what}")
     for path in files:
         if path is not None and path.exists():
             click.echo(f"wrote {path}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from edgesmith.sdk.cameras.base import Frame
 from edgesmith.sdk.results import Classifications, Detections
@@ -15,14 +15,24 @@ Answer = Detections | Classifications
 class Result:
     """A frame and what the model said of it.
 
-    ``stages_ms`` holds the time of each stage by name; ``done_ns`` is ``time.monotonic_ns`` when
-    the answer was ready.
+    Attributes:
+        frame: the picture; ``frame.dropped`` counts those passed over right before it.
+        answer: what the model said.
+        stages_ms: time of each stage by name; frames of one batch share their stages' times.
+        done_ns: ``time.monotonic_ns`` when the answer was ready.
+        ages_ms: age of the frame, from its grab, at the end of each stage; ``taken`` is when its
+            preprocess began.
+        camera: name of the camera; ``frame.source_id`` may say more (the path of a picture).
+        batch: how many frames went through the model together.
     """
 
     frame: Frame
     answer: Answer
     stages_ms: dict[str, float] = field(default_factory=dict)
     done_ns: int = field(default_factory=time.monotonic_ns)
+    ages_ms: dict[str, float] = field(default_factory=dict)
+    camera: str = ""
+    batch: int = 1
 
     @property
     def detections(self) -> Detections:
@@ -44,3 +54,8 @@ class Result:
     def dropped(self) -> int:
         """Frames passed over right before this one."""
         return self.frame.dropped
+
+
+def after(older: Frame, newer: Frame) -> Frame:
+    """The newer frame, which tells that the older one and those before it were passed over."""
+    return replace(newer, dropped=newer.dropped + older.dropped + 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,23 @@ def line_of(result: Result) -> dict[str, Any]:
 
 
 class JsonLines:
-    """A JSON lines file; whole lines reach the file one by one, so it is readable at any moment."""
+    """A JSON lines file; whole lines reach the file one by one, so it is readable at any moment.
+
+    Args:
+        path: the file, emptied where it exists.
+
+    Raises:
+        SinkError: it cannot be made.
+    """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.notes: list[str] = []
+        self._file = self._opened("wb")
+
+    def _opened(self, mode: str) -> Any:
         try:
-            self._file = self.path.open("wb", buffering=0)
+            return self.path.open(mode, buffering=0)
         except OSError as error:
             raise SinkError(f"{self.path}: cannot be written: {error.strerror or error}") from error
 
@@ -45,10 +56,31 @@ class JsonLines:
         Raises:
             SinkError: the disk is full, or the file went away.
         """
+        line = memoryview(msgspec.json.encode(line_of(result)) + b"\n")
+        begun = 0
         try:
-            self._file.write(msgspec.json.encode(line_of(result)) + b"\n")
+            while begun < len(line):  # an unbuffered file may take a part
+                begun += self._file.write(line[begun:])
         except OSError as error:
+            if begun:
+                self._take_back(begun)
             raise SinkError(f"{self.path}: cannot be written: {error.strerror or error}") from error
+
+    def _take_back(self, begun: int) -> None:
+        """Half a line is worse than none: the next one would be glued to it."""
+        with contextlib.suppress(OSError):  # a pipe cannot be cut; the error at hand says more
+            end = self._file.seek(-begun, os.SEEK_CUR)
+            self._file.truncate(end)
+
+    def reopen(self) -> None:
+        """Go on at the end of the file, or in a new one where it was moved away.
+
+        Raises:
+            SinkError: the folder is not there, or cannot be written.
+        """
+        fresh = self._opened("ab")
+        self._file.close()
+        self._file = fresh
 
     def close(self) -> None:
         """Close the file."""

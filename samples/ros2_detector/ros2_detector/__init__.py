@@ -1,0 +1,1 @@
+"""Detections of an edgesmith bundle as vision_msgs."""
