@@ -104,7 +104,7 @@ def test_an_unknown_variant_or_backend_lists_what_there_is(make_bundle: MakeBund
     path = make_bundle()
     with pytest.raises(ConfigError, match="'int8'; the bundle has float"):
         Detector.load(path, variant="int8")
-    with pytest.raises(ConfigError, match="there are auto, cuda, cpu"):
+    with pytest.raises(ConfigError, match="there are auto, tensorrt, cuda, cpu"):
         Detector.load(path, backend="tpu")
 
 

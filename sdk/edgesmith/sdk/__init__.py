@@ -13,14 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgesmith.sdk.bundle import Bundle
-    from edgesmith.sdk.cameras import Camera, Frame, open_camera, read_image
+    from edgesmith.sdk.cameras import Camera, CameraState, CameraStatus, Frame, open_camera, read_image
     from edgesmith.sdk.errors import EdgesmithError
+    from edgesmith.sdk.loop.capture_loop import CaptureLoop
+    from edgesmith.sdk.loop.cascade import Cascade, ClassifiedDetections
     from edgesmith.sdk.loop.result import Result
+    from edgesmith.sdk.loop.track import Tracker, TrackSettings
     from edgesmith.sdk.manifest import Manifest, Preprocess
     from edgesmith.sdk.models import Classifier, Detector, load_model
     from edgesmith.sdk.preprocess import Geometry, prepare, prepared
     from edgesmith.sdk.results import Classification, Classifications, Detection, Detections
     from edgesmith.sdk.selftest import SelfTest, self_test
+    from edgesmith.sdk.sinks.open import open_sink
 
 __all__ = [
     # models and their answers
@@ -33,10 +37,19 @@ __all__ = [
     "load_model",
     # frames
     "Camera",
+    "CameraState",
+    "CameraStatus",
     "Frame",
-    "Result",
     "open_camera",
     "read_image",
+    # loops, what comes of them, and where it goes
+    "CaptureLoop",
+    "Cascade",
+    "ClassifiedDetections",
+    "Result",
+    "TrackSettings",
+    "Tracker",
+    "open_sink",
     # the bundle
     "Bundle",
     "Manifest",
@@ -52,14 +65,18 @@ __all__ = [
 ]
 _HOMES = {
     "bundle": ("Bundle",),
-    "cameras": ("Camera", "Frame", "open_camera", "read_image"),
+    "cameras": ("Camera", "CameraState", "CameraStatus", "Frame", "open_camera", "read_image"),
     "errors": ("EdgesmithError",),
+    "loop.capture_loop": ("CaptureLoop",),
+    "loop.cascade": ("Cascade", "ClassifiedDetections"),
     "loop.result": ("Result",),
+    "loop.track": ("TrackSettings", "Tracker"),
     "manifest": ("Manifest", "Preprocess"),
     "models": ("Classifier", "Detector", "load_model"),
     "preprocess": ("Geometry", "prepare", "prepared"),
     "results": ("Classification", "Classifications", "Detection", "Detections"),
     "selftest": ("SelfTest", "self_test"),
+    "sinks.open": ("open_sink",),
 }
 
 

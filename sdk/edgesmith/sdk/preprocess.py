@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from edgesmith.sdk.errors import CameraFormatError
 from edgesmith.sdk.manifest import Color, Preprocess
 
-__all__ = ["Geometry", "Preprocess", "prepare", "prepared"]
+__all__ = ["Geometry", "Preprocess", "frame_size", "geometry_of", "pixel_tables", "prepare", "prepared"]
 
 Frame8 = NDArray[np.uint8]
 Tensor = NDArray[np.float32]
@@ -30,6 +30,7 @@ INTERPOLATIONS = {
     "cubic": cv2.INTER_CUBIC,
     "nearest": cv2.INTER_NEAREST,
 }
+_PIXELS = np.arange(256, dtype=np.float32)
 
 
 class Geometry(msgspec.Struct, frozen=True):
@@ -46,6 +47,11 @@ class Geometry(msgspec.Struct, frozen=True):
     scale_y: float = 1.0
     offset_x: float = 0.0
     offset_y: float = 0.0
+
+    @property
+    def resized(self) -> tuple[int, int]:
+        """Rows and columns that the whole frame has at the input's scale, before padding or cropping."""
+        return round(self.scale_y * self.height), round(self.scale_x * self.width)
 
     def boxes_to_image(self, boxes: Tensor) -> Tensor:
         """Boxes ``(n, 4)`` xyxy from input pixels to frame pixels, cut at the frame's border."""
@@ -101,8 +107,9 @@ def prepare(preprocess: Preprocess, frame: Frame8, *, out: NDArray[np.generic] |
     Raises:
         CameraFormatError: the frame or ``out`` has another shape or type.
     """
-    height, width = _checked(frame)
-    fitted, geometry = _fit(preprocess, _colored(frame, preprocess.color), height, width)
+    height, width = frame_size(frame)
+    geometry = geometry_of(preprocess, height, width)
+    fitted = _fit(preprocess, _colored(frame, preprocess.color), geometry)
     shape = preprocess.tensor_shape(height, width)
     wanted = np.dtype(np.float32 if preprocess.layout == "nchw" else np.uint8)
     if out is None or out.shape != shape or out.dtype != wanted or not out.flags.carray:
@@ -119,13 +126,18 @@ def prepare(preprocess: Preprocess, frame: Frame8, *, out: NDArray[np.generic] |
 
 def prepared(preprocess: Preprocess, frame: Frame8) -> tuple[Tensor, Geometry]:
     """Like :func:`prepare`, into a new tensor with a batch axis: ``(1, C, H, W)`` or ``(1, H, W, C)``."""
-    height, width = _checked(frame)
+    height, width = frame_size(frame)
     shape = (1, *preprocess.tensor_shape(height, width))
     out = np.empty(shape, np.float32 if preprocess.layout == "nchw" else np.uint8)
     return out, prepare(preprocess, frame, out=out[0])
 
 
-def _checked(frame: Frame8) -> tuple[int, int]:
+def frame_size(frame: Frame8) -> tuple[int, int]:
+    """Height and width of a frame.
+
+    Raises:
+        CameraFormatError: it is not BGR uint8 ``(H, W, 3)``.
+    """
     if not isinstance(frame, np.ndarray):
         raise CameraFormatError(f"a frame is a numpy array, got {type(frame).__name__}")
     if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
@@ -144,23 +156,26 @@ def _colored(frame: Frame8, color: Color) -> Frame8:
     return frame  # BGR to RGB is a matter of which plane goes where: see _normalise
 
 
-def _fit(preprocess: Preprocess, frame: Frame8, height: int, width: int) -> tuple[Frame8, Geometry]:
-    """Resize, pad or crop to ``preprocess.size``; colour order stays."""
+def geometry_of(preprocess: Preprocess, height: int, width: int) -> Geometry:
+    """Where a frame of ``height`` x ``width`` pixels lies in the network's input.
+
+    Raises:
+        CameraFormatError: the network takes frames of one size as they are, and this is another.
+    """
     if preprocess.size is None:
-        return frame, Geometry(height, width, height, width)
+        return Geometry(height, width, height, width)
     rows, columns = preprocess.size
     if preprocess.fit == "none":
         if (height, width) != (rows, columns):
             raise CameraFormatError(
                 f"this model takes frames of {rows} x {columns} (H x W) as they are, got {height} x {width}"
             )
-        return frame, Geometry(height, width, rows, columns)
+        return Geometry(height, width, rows, columns)
     if preprocess.fit == "stretch":
-        geometry = Geometry(height, width, rows, columns, columns / width, rows / height)
-        return _resized(preprocess, frame, rows, columns), geometry
+        return Geometry(height, width, rows, columns, columns / width, rows / height)
     if preprocess.fit == "resize-crop":
-        return _resize_crop(preprocess, frame, height, width)
-    return _letterbox(preprocess, frame, height, width)
+        return _resize_crop(preprocess, height, width, rows, columns)
+    return _letterbox(preprocess, height, width, rows, columns)
 
 
 def _whole(value: float, preprocess: Preprocess) -> int:
@@ -168,9 +183,7 @@ def _whole(value: float, preprocess: Preprocess) -> int:
     return max(1, int(value) if preprocess.rounding == "floor" else round(value))
 
 
-def _letterbox(preprocess: Preprocess, frame: Frame8, height: int, width: int) -> tuple[Frame8, Geometry]:
-    assert preprocess.size is not None
-    rows, columns = preprocess.size
+def _letterbox(preprocess: Preprocess, height: int, width: int, rows: int, columns: int) -> Geometry:
     ratio = min(rows / height, columns / width)
     if not preprocess.upscale:
         ratio = min(ratio, 1.0)
@@ -179,30 +192,35 @@ def _letterbox(preprocess: Preprocess, frame: Frame8, height: int, width: int) -
     centred = preprocess.anchor == "center"
     top = (rows - new_rows) // 2 if centred else 0
     left = (columns - new_columns) // 2 if centred else 0
-    geometry = Geometry(
+    return Geometry(
         height, width, rows, columns, new_columns / width, new_rows / height, float(left), float(top)
     )
-    small = _resized(preprocess, frame, new_rows, new_columns)
-    if (new_rows, new_columns) == (rows, columns):
-        return small, geometry
-    canvas = np.full((rows, columns, frame.shape[2]), preprocess.pad, np.uint8)
-    canvas[top : top + new_rows, left : left + new_columns] = small
-    return canvas, geometry
 
 
-def _resize_crop(preprocess: Preprocess, frame: Frame8, height: int, width: int) -> tuple[Frame8, Geometry]:
-    assert preprocess.size is not None
-    rows, columns = preprocess.size
+def _resize_crop(preprocess: Preprocess, height: int, width: int, rows: int, columns: int) -> Geometry:
     side = preprocess.crop_side
     ratio = side / min(height, width)
     new_rows = max(side, _whole(height * ratio, preprocess))
     new_columns = max(side, _whole(width * ratio, preprocess))
     top, left = (new_rows - rows) // 2, (new_columns - columns) // 2
-    resized = _resized(preprocess, frame, new_rows, new_columns)
-    geometry = Geometry(
+    return Geometry(
         height, width, rows, columns, new_columns / width, new_rows / height, float(-left), float(-top)
     )
-    return resized[top : top + rows, left : left + columns], geometry
+
+
+def _fit(preprocess: Preprocess, frame: Frame8, geometry: Geometry) -> Frame8:
+    """Resize, then pad or crop to the input's size; colour order stays."""
+    rows, columns = geometry.rows, geometry.columns
+    new_rows, new_columns = geometry.resized
+    fitted = _resized(preprocess, frame, new_rows, new_columns)
+    if (new_rows, new_columns) == (rows, columns):
+        return fitted
+    top, left = int(geometry.offset_y), int(geometry.offset_x)
+    if new_rows >= rows and new_columns >= columns:
+        return fitted[-top : rows - top, -left : columns - left]
+    canvas = np.full((rows, columns, frame.shape[2]), preprocess.pad, np.uint8)
+    canvas[top : top + new_rows, left : left + new_columns] = fitted
+    return canvas
 
 
 def _resized(preprocess: Preprocess, frame: Frame8, rows: int, columns: int) -> Frame8:
@@ -227,14 +245,16 @@ def _filter_matrix(size: int, new: int, kind: str) -> Tensor:
     stretch = max(ratio, 1.0)
     centres = (np.arange(new) + 0.5) * ratio
     x = np.abs((np.arange(size)[None] + 0.5 - centres[:, None]) / stretch)
-    if kind == "linear":
-        weights = np.clip(1 - x, 0, None)
-    else:
-        a = -0.5
-        near = ((a + 2) * x - (a + 3)) * x * x + 1
-        far = ((x - 5) * x + 8) * x * a - 4 * a
-        weights = np.where(x < 1, near, np.where(x < 2, far, 0.0))
+    weights = np.clip(1 - x, 0, None) if kind == "linear" else cubic_weights(x)
     return np.asarray(weights / weights.sum(1, keepdims=True), np.float32)
+
+
+def cubic_weights(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Cubic convolution (Keys, 1981, eq. 15, a = -0.5) at the distances ``x >= 0`` from the centre."""
+    a = -0.5
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = ((x - 5) * x + 8) * x * a - 4 * a
+    return np.asarray(np.where(x < 1, near, np.where(x < 2, far, 0.0)))
 
 
 def _antialiased(frame: Frame8, rows: int, columns: int, kind: str) -> Frame8:
@@ -246,15 +266,16 @@ def _antialiased(frame: Frame8, rows: int, columns: int, kind: str) -> Frame8:
 
 
 @lru_cache(maxsize=64)
-def _tables(preprocess: Preprocess) -> tuple[Tensor | None, ...]:
-    """For each channel the 256 values that a pixel can become; None where it stays as it is."""
+def pixel_tables(preprocess: Preprocess) -> tuple[Tensor, ...]:
+    """For each channel, in the network's order, the 256 values that a pixel can become."""
     pixels = np.arange(256, dtype=np.float64)
-    tables: list[Tensor | None] = []
+    tables: list[Tensor] = []
     for channel in range(preprocess.channels):
         mean = preprocess.mean[channel % len(preprocess.mean)]
         std = preprocess.std[channel % len(preprocess.std)]
-        values = ((pixels * preprocess.scale - mean) / std).astype(np.float32)
-        tables.append(None if np.array_equal(values, pixels) else values)
+        table = ((pixels * preprocess.scale - mean) / std).astype(np.float32)
+        table.flags.writeable = False
+        tables.append(table)
     return tuple(tables)
 
 
@@ -263,8 +284,8 @@ def _normalise(preprocess: Preprocess, fitted: Frame8, out: NDArray[np.generic])
     planes = [fitted[..., 0]] if fitted.shape[2] == 1 else list(cv2.split(fitted))
     if preprocess.color == "rgb":
         planes.reverse()
-    for plane, table, target in zip(planes, _tables(preprocess), out, strict=True):
-        if table is None:
+    for plane, table, target in zip(planes, pixel_tables(preprocess), out, strict=True):
+        if np.array_equal(table, _PIXELS):
             np.copyto(target, plane)
         else:
             cv2.LUT(np.ascontiguousarray(plane), table, dst=target)

@@ -7,7 +7,8 @@ tolerance is the engine's alone; the resizing has a picture and a tolerance of i
 from __future__ import annotations
 
 import io
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Protocol
 
 import cv2
 import msgspec
@@ -17,7 +18,6 @@ from numpy.typing import NDArray
 from edgesmith.sdk.bundle import Bundle
 from edgesmith.sdk.errors import BundleError
 from edgesmith.sdk.manifest import GoldenResize, Preprocess
-from edgesmith.sdk.models import Model
 from edgesmith.sdk.preprocess import prepared
 
 # OpenCV's resize rounds differently on x86 and on Arm: one step of a pixel, and never more.
@@ -48,19 +48,66 @@ class SelfTest(msgspec.Struct, frozen=True, kw_only=True):
     outputs: tuple[OutputCheck, ...]
 
 
-def self_test(model: Model[Any]) -> SelfTest:
+class Runs(Protocol):
+    """What runs one of a bundle's graphs: a Backend."""
+
+    name: str
+    variant: str
+
+    def run(self, images: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """Outputs by name for a batch."""
+        ...
+
+
+class Tested(Protocol):
+    """A model, as far as the self-test looks at it."""
+
+    bundle: Bundle
+
+    @property
+    def backend(self) -> Runs:
+        """What runs the graph."""
+        ...
+
+    def raw(self, frames: list[NDArray[np.uint8]]) -> Iterable[tuple[dict[str, NDArray[Any]], list[Any]]]:
+        """The graph's outputs, a batch at a time, each with one item a frame."""
+        ...
+
+
+def self_test(model: Tested) -> SelfTest:
     """Run the golden pictures and compare every output with what the bundle expects.
 
     Raises:
         BundleError: the golden data cannot be read.
         BackendError: the run failed.
     """
-    bundle = model.bundle
+    batches = [(outputs, len(geometries)) for outputs, geometries in model.raw(golden_pictures(model.bundle))]
+    return _held_against(model.bundle, model.backend, batches)
+
+
+def backend_test(bundle: Bundle, backend: Runs) -> SelfTest:
+    """The same for a backend that no model holds yet, such as an engine that was built just now.
+
+    Raises:
+        BundleError: the golden data cannot be read.
+        BackendError: the run failed.
+    """
+    pictures, batch = golden_pictures(bundle), bundle.manifest.batch
+    batches = []
+    for at in range(0, len(pictures), batch.max):
+        rows = [prepared(bundle.manifest.preprocess, picture)[0] for picture in pictures[at : at + batch.max]]
+        missing = [np.zeros_like(rows[0])] * (batch.min - len(rows))
+        batches.append((backend.run(np.concatenate([*rows, *missing])), len(rows)))
+    return _held_against(bundle, backend, batches)
+
+
+def _held_against(
+    bundle: Bundle, backend: Runs, batches: list[tuple[dict[str, NDArray[Any]], int]]
+) -> SelfTest:
+    """The outputs of all golden pictures, each batch with its number of real rows, against the expected."""
     manifest = bundle.manifest
-    variant = manifest.variants[model.backend.variant]
+    variant = manifest.variants[backend.variant]
     expected = _arrays(bundle.path.name, variant.golden, bundle.read(variant.golden))
-    pictures = golden_pictures(bundle)
-    batches = [(outputs, len(geometries)) for outputs, geometries in model.raw(pictures)]
     checks = []
     for name, wanted in expected.items():
         rows = [outputs[name][:count] for outputs, count in batches if name in outputs]
@@ -70,8 +117,8 @@ def self_test(model: Model[Any]) -> SelfTest:
         checks.append(_resizing(bundle, manifest.golden.resize))
     return SelfTest(
         passed=bool(checks) and all(check.passed for check in checks),
-        backend=model.backend.name,
-        variant=model.backend.variant,
+        backend=backend.name,
+        variant=backend.variant,
         outputs=tuple(checks),
     )
 

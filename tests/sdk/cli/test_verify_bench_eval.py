@@ -25,7 +25,7 @@ def test_verify_passes_and_its_json_has_the_keys(make_bundle: MakeBundle) -> Non
     done = call("verify", make_bundle(), "--json")
     assert done.return_value == 0
     answer = json.loads(done.stdout)
-    assert set(answer) == {"passed", "backend", "variant", "outputs"}
+    assert set(answer) == {"passed", "backend", "variant", "outputs", "rollback"}
     assert answer["passed"] is True
     assert set(answer["outputs"][0]) == {"name", "max_abs", "cosine", "tolerance"}
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Callable
+from typing import Any
 
 from edgesmith.sdk.backends.base import Backend, Options
 from edgesmith.sdk.backends.processor import ReadFlags, has_integer_products, processor_flags
+from edgesmith.sdk.backends.tensorrt.target import no_driver
 from edgesmith.sdk.bundle import Bundle
 from edgesmith.sdk.errors import BackendError, ConfigError
 from edgesmith.sdk.manifest import Manifest
@@ -17,9 +19,12 @@ log = logging.getLogger(__name__)
 # In the order that ``auto`` tries them. Each module has `open_NAME(bundle, variant, options)` and
 # `NAME_unavailable()`, which gives the reason why this machine cannot have it, or None.
 BACKENDS: dict[str, str] = {
+    "tensorrt": "edgesmith.sdk.backends.tensorrt.run",
     "cuda": "edgesmith.sdk.backends.onnxruntime",
     "cpu": "edgesmith.sdk.backends.onnxruntime",
 }
+# Only where it is asked for: TensorRT inside of onnxruntime builds without our cache and self-test.
+BY_NAME: dict[str, str] = {"tensorrt-ep": "edgesmith.sdk.backends.onnxruntime"}
 X86 = "x86"  # the variant with uint8 activations
 
 
@@ -39,35 +44,57 @@ def open_backend(
         known = ", ".join(bundle.manifest.variants)
         raise ConfigError(f"{bundle.path}: no variant {variant!r}; the bundle has {known}")
     if backend != "auto":
-        if backend not in BACKENDS:
-            raise ConfigError(f"no backend {backend!r}; there are auto, {', '.join(BACKENDS)}")
+        if backend not in BACKENDS and backend not in BY_NAME:
+            known = ", ".join(["auto", *BACKENDS, *BY_NAME])
+            raise ConfigError(f"no backend {backend!r}; there are {known}")
         reason = unavailable(backend)
         if reason is not None:
             raise BackendError(f"backend {backend!r} cannot run here: {reason}")
         return _opened(backend, bundle, variant, options)
-    reasons = []
+    reasons: list[str] = []
     for name in BACKENDS:
-        reason = unavailable(name)
+        reason = not_at_hand(name)
         if reason is None:
             try:
-                return _opened(name, bundle, variant, options)
+                opened = _opened(name, bundle, variant, options)
             except BackendError as error:
                 log.warning("%s; trying the next backend", error)
                 reason = str(error)
+            else:
+                log.info("backend %s; not taken: %s", name, "; ".join(reasons) or "none")
+                return opened
         reasons.append(f"{name}: {reason}")
     raise BackendError("no backend can run this bundle here. " + "; ".join(reasons))
 
 
+def order_here() -> list[tuple[str, str | None]]:
+    """The backends in the order that ``auto`` tries them, each with the reason why it cannot run, or None."""
+    return [(name, not_at_hand(name)) for name in BACKENDS]
+
+
+def not_at_hand(name: str) -> str | None:
+    """As :func:`unavailable`, without loading TensorRT where there is no GPU: it takes seconds and 100 MB."""
+    if name == "tensorrt" and no_driver():
+        return "there is no CUDA driver on this machine (libcuda.so.1)"
+    return unavailable(name)
+
+
 def unavailable(name: str) -> str | None:
     """Why this machine cannot have the backend, or None."""
-    check: Callable[[], str | None] = getattr(importlib.import_module(BACKENDS[name]), f"{name}_unavailable")
+    check: Callable[[], str | None] = _function(name, "{}_unavailable")
     return check()
 
 
+def _function(name: str, pattern: str) -> Any:
+    module = importlib.import_module({**BACKENDS, **BY_NAME}[name])
+    return getattr(module, pattern.format(name.replace("-", "_")))
+
+
 def _opened(name: str, bundle: Bundle, variant: str | None, options: Options) -> Backend:
-    opener: Callable[[Bundle, str, Options], Backend] = getattr(
-        importlib.import_module(BACKENDS[name]), f"open_{name}"
-    )
+    opener: Callable[[Bundle, str | None, Options], Backend] = _function(name, "open_{}")
+    if name == "tensorrt":
+        # Without a name the device decides: the winner of its race, see backends/tensorrt/race.py.
+        return opener(bundle, variant, options)
     manifest = bundle.manifest
     usual = cpu_variant(manifest) if name == "cpu" else manifest.chosen
     return opener(bundle, variant or usual, options)

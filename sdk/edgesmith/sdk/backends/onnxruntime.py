@@ -1,4 +1,9 @@
-"""onnxruntime: the CPU everywhere, CUDA where its GPU build is installed.
+"""onnxruntime: the CPU everywhere, CUDA and TensorRT where its GPU build is installed.
+
+    cpu            the session as it is
+    cuda           on our stream, page-locked memory and graph replay where pycuda is installed
+                   (sdk/cuda/onnxruntime.py); without it the session as it is
+    tensorrt-ep    onnxruntime builds and runs TensorRT engines inside of a session
 
 A session that cannot have the provider it was asked for runs on the CPU and says so in a log
 line at most, so the providers that it really got are compared with those asked for.
@@ -10,13 +15,20 @@ import importlib.util
 import logging
 from typing import Any
 
-from edgesmith.sdk.backends.base import Array, Options
+import numpy as np
+
+from edgesmith.sdk.backends.base import Array, Backend, Options
 from edgesmith.sdk.backends.processor import has_integer_products
+from edgesmith.sdk.board.facts import cache_folder
 from edgesmith.sdk.bundle import Bundle
+from edgesmith.sdk.cuda.backend import DeviceBackend
+from edgesmith.sdk.cuda.context import Gpu, load_driver
+from edgesmith.sdk.cuda.onnxruntime import CudaSession, OpenOutputsError, has_open_outputs, input_of
 from edgesmith.sdk.errors import BackendError, BindingError, MissingExtraError
 
 log = logging.getLogger(__name__)
 _INSTALL = "pip install 'edgesmith[runtime]' (CPU) or 'edgesmith[gpu]' (NVIDIA GPU)"
+_CPU = ("CPUExecutionProvider",)
 _SEVERITY_ERROR = 3  # onnxruntime's scale: 0 verbose .. 4 fatal
 # It rounds biases to integers where TensorRT keeps them in float, and beside FP16 scales it is wrong
 # (onnxruntime 1.32: MobileNetV1's logits come out at a cosine of 0.21).
@@ -38,17 +50,121 @@ def cuda_unavailable() -> str | None:
 
 def open_cpu(bundle: Bundle, variant: str, options: Options) -> OnnxRuntimeBackend:
     """Load the variant on the CPU."""
-    return _open(bundle, variant, options, "cpu", ["CPUExecutionProvider"])
+    return _open(bundle, variant, options, "cpu", list(_CPU))
 
 
-def open_cuda(bundle: Bundle, variant: str, options: Options) -> OnnxRuntimeBackend:
+def tensorrt_ep_unavailable() -> str | None:
+    """Why onnxruntime's TensorRT provider cannot be had, or None; a listed one may still fail to load."""
+    reason = cpu_unavailable()
+    if reason is None and "TensorrtExecutionProvider" not in _library().get_available_providers():
+        reason = "this onnxruntime has no TensorRT: install edgesmith[gpu] in place of edgesmith[runtime]"
+    return reason
+
+
+def open_cuda(bundle: Bundle, variant: str, options: Options) -> Backend:
     """Load the variant on an NVIDIA GPU.
 
     Raises:
         BackendError: the session runs on something else.
+        CudaError: pycuda is installed and cannot use the GPU.
     """
-    cuda = ("CUDAExecutionProvider", {"device_id": options.device})
-    return _open(bundle, variant, options, "cuda", [cuda, "CPUExecutionProvider"])
+    library = _library()
+    try:
+        driver = load_driver()
+    except MissingExtraError as error:
+        log.info("frames and answers go through ordinary memory, without graphs: %s", error)
+    else:
+        try:
+            return open_bound(bundle, variant, options, library=library, driver=driver)
+        except OpenOutputsError as error:
+            log.info("answers go through ordinary memory, without graphs: %s", error)
+    return _open(bundle, variant, options, "cuda", [_cuda_provider(options), *_CPU])
+
+
+def open_bound(bundle: Bundle, variant: str, options: Options, *, library: Any, driver: Any) -> DeviceBackend:
+    """The variant on the CUDA provider, on a stream and memory of ours, with graph replay where it can.
+
+    Args:
+        bundle, variant, options: as of every backend.
+        library: the module onnxruntime.
+        driver: pycuda's driver module.
+
+    Raises:
+        OpenOutputsError: an output's shape is not known before a run.
+        BackendError: the session runs on something else, or the graph cannot be loaded.
+        CudaError: the GPU cannot be used.
+    """
+    manifest = bundle.manifest
+    if options.graphs and manifest.preprocess.size is not None:
+        # A graph with control flow, or with nodes on the CPU, is refused as late as in its first runs.
+        shape = (manifest.batch.min, *manifest.preprocess.tensor_shape(1, 1))
+        backend: DeviceBackend | None = None
+        try:
+            backend = _bound(bundle, variant, options, library, driver, graphs=True)
+            for _ in range(2):
+                backend.run(np.zeros(shape, np.uint8))
+            return backend
+        except OpenOutputsError:
+            raise
+        except BackendError as error:
+            log.warning("%s: runs without a CUDA graph: %s", bundle.path, error)
+            if backend is not None:
+                backend.close()
+    return _bound(bundle, variant, options, library, driver, graphs=False)
+
+
+def _bound(
+    bundle: Bundle, variant: str, options: Options, library: Any, driver: Any, *, graphs: bool
+) -> DeviceBackend:
+    gpu = Gpu(options.device, driver=driver)
+    try:
+        with gpu.current("onnxruntime cannot be opened on the GPU"):
+            stream = gpu.stream()
+            provider = _cuda_provider(options, stream.handle, graphs=graphs)
+            session = _session(library, bundle, variant, options, [provider, *_CPU])
+            if has_open_outputs(session):
+                raise OpenOutputsError(f"{bundle.path}: an output's shape depends on the data")
+            spec = input_of(session)
+            shared = CudaSession(library, session, options.device, graphs=graphs)
+        return DeviceBackend(
+            name="cuda",
+            detail=f"{_detail(library, session)}, {gpu.facts.name}{', graphs' if graphs else ''}",
+            variant=variant,
+            gpu=gpu,
+            spec=spec,
+            open_execution=shared.open,
+            preprocess=bundle.manifest.preprocess,
+            release=shared.close,
+            # A session replays its graphs on one stream: another thread needs another session.
+            clone=lambda: _bound(bundle, variant, options, library, driver, graphs=graphs),
+            stream=stream,
+        )
+    except BaseException:
+        gpu.close()
+        raise
+
+
+def open_tensorrt_ep(bundle: Bundle, variant: str, options: Options) -> OnnxRuntimeBackend:
+    """Load the variant on TensorRT inside of onnxruntime, which builds its engines at the first run.
+
+    Raises:
+        BackendError: the session runs on something else.
+    """
+    folder = cache_folder() / "onnxruntime"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    precision = bundle.manifest.variants[variant].precision
+    settings = {
+        "device_id": str(options.device),
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": str(folder),
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": str(folder),
+        # Its networks are weakly typed: it has to be allowed what the graph says.
+        "trt_fp16_enable": str(int(precision in ("fp16", "int8", "auto"))),
+        "trt_int8_enable": str(int(precision in ("int8", "auto"))),
+    }
+    providers = [("TensorrtExecutionProvider", settings), _cuda_provider(options), *_CPU]
+    return _open(bundle, variant, options, "tensorrt-ep", providers)
 
 
 class OnnxRuntimeBackend:
@@ -98,10 +214,30 @@ def _library() -> Any:
     return onnxruntime
 
 
+def _cuda_provider(
+    options: Options, stream: int | None = None, *, graphs: bool = False
+) -> tuple[str, dict[str, str]]:
+    settings = {"device_id": str(options.device)}
+    if stream is not None:
+        settings |= {"user_compute_stream": str(stream), "enable_cuda_graph": str(int(graphs))}
+    return "CUDAExecutionProvider", settings
+
+
 def _open(
     bundle: Bundle, variant: str, options: Options, name: str, providers: list[Any]
 ) -> OnnxRuntimeBackend:
     library = _library()
+    session = _session(library, bundle, variant, options, providers)
+    return OnnxRuntimeBackend(session, name, _detail(library, session), variant)
+
+
+def _detail(library: Any, session: Any) -> str:
+    return (
+        f"onnxruntime {library.__version__}, {session.get_providers()[0].removesuffix('ExecutionProvider')}"
+    )
+
+
+def _session(library: Any, bundle: Bundle, variant: str, options: Options, providers: list[Any]) -> Any:
     settings = library.SessionOptions()
     settings.log_severity_level = _SEVERITY_ERROR
     if options.threads is not None:
@@ -124,5 +260,4 @@ def _open(
             f"onnxruntime was asked for {asked} and runs on {got[0]}: its CUDA libraries did not load; "
             "`edgesmith doctor` says what is missing, or use backend='cpu'"
         )
-    detail = f"onnxruntime {library.__version__}, {got[0].removesuffix('ExecutionProvider')}"
-    return OnnxRuntimeBackend(session, name, detail, variant)
+    return session

@@ -66,7 +66,7 @@ def gather() -> Facts:
         python=sys.version_info[:3],
         machine=platform.machine(),
         board=_board(),
-        l4t=_l4t(),
+        l4t=l4t_release(),
         packages=installed_packages(),
         requirements=own_requirements(importlib.metadata.requires("edgesmith") or ()),
         onnxruntime=load("onnxruntime", _onnxruntime),
@@ -196,7 +196,8 @@ def _board() -> str | None:
     return model.rstrip(b"\0").decode(errors="replace") if b"nvidia,tegra" in chips else None
 
 
-def _l4t() -> str | None:
+def l4t_release() -> str | None:
+    """The Jetson's L4T release, such as ``36.4.3``; None on any other machine."""
     try:
         text = Path("/etc/nv_tegra_release").read_text(errors="replace")
     except OSError:

@@ -1,4 +1,4 @@
-"""Memory of this process."""
+"""Memory of this process, and of the machine."""
 
 from __future__ import annotations
 
@@ -16,6 +16,18 @@ def peak_resident_bytes() -> int:
     Not ``getrusage``: its figure begins with that of the process that started this one.
     """
     return _status("VmHWM:")
+
+
+def free_bytes(path: Path = Path("/proc/meminfo")) -> int | None:
+    """RAM that a new program can have without swapping; None where the system does not tell."""
+    try:
+        text = path.read_text()
+    except OSError:
+        return None
+    for line in text.splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None
 
 
 def _status(name: str) -> int:

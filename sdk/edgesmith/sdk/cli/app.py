@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "convert",
         "Measure the ranges that INT8 needs.",
     ),
+    "build": ("edgesmith.sdk.cli.build:build", "runtime", "Build a bundle's TensorRT engine on this device."),
     "run": ("edgesmith.sdk.cli.run:run", "runtime", "Run a bundle over a video, pictures or a camera."),
     "eval": ("edgesmith.sdk.cli.eval:evaluate", "runtime,eval", "Measure accuracy on labelled images."),
     "verify": ("edgesmith.sdk.cli.verify:verify", "runtime", "Self-test a bundle on this machine."),
