@@ -32,8 +32,8 @@ agraph (float[1, 3, 16, 16] images) => (float[1, 4, 8, 8] y)
 PREPROCESS = Preprocess(size=(16, 16), fit="stretch")
 
 
-def graph_with(scale: float = 1.0) -> bytes:
-    model = onnx.parser.parse_model(GRAPH)
+def graph_with(scale: float = 1.0, text: str = GRAPH) -> bytes:
+    model = onnx.parser.parse_model(text)
     rng = np.random.default_rng(0)
     for name, dims in (("w1", (4, 3, 3, 3)), ("w2", (4, 4, 1, 1))):
         values = (scale * rng.normal(0, 1, dims)).astype(np.float32)
@@ -73,6 +73,16 @@ def test_the_table_holds_what_the_layers_read(photos: Path) -> None:
     quantizer = table.quantizer("r1", "minmax", symmetric=False)
     assert quantizer.shift == 128
     assert quantizer.scale == pytest.approx(relu.high / 255)
+
+
+def test_a_graph_of_open_size_gives_the_same_table(photos: Path) -> None:
+    """Arrays of a known size are used again for each image, those of an open size are not."""
+    images = Images.open(photos)
+    fixed = collect(graph_with(), images, PREPROCESS).table()
+    open_text = GRAPH.replace("[1, 3, 16, 16]", "[N, 3, H, W]").replace("[1, 4, 8, 8]", "[N, 4, P, Q]")
+    open_size = collect(graph_with(text=open_text), images, PREPROCESS).table()
+    assert open_size.model_sha256 != fixed.model_sha256
+    assert open_size.activations == fixed.activations
 
 
 def test_a_table_survives_a_file(photos: Path, tmp_path: Path) -> None:

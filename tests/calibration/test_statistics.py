@@ -46,7 +46,7 @@ def test_zeros_alone_are_no_trouble() -> None:
     assert tensor.channel_largest.tolist() == [5.0, 5.0]
 
 
-@pytest.mark.parametrize("shape", [(1, 3, 4, 5), (2, 3, 4, 5), (1, 7, 3), (1, 3)])
+@pytest.mark.parametrize("shape", [(1, 3, 4, 5), (2, 3, 4, 5), (2, 3, 17, 19), (1, 7, 3), (1, 3)])
 def test_channel_extremes(shape: tuple[int, ...]) -> None:
     rng = np.random.default_rng(2)
     images = [rng.normal(0, 1, shape).astype(np.float32) for _ in range(4)]
@@ -62,7 +62,8 @@ def test_channel_extremes(shape: tuple[int, ...]) -> None:
 
 def test_sizes_may_vary_from_image_to_image() -> None:
     rng = np.random.default_rng(3)
-    images = [rng.normal(0, 1, (1, 3, 4 + n, 9)).astype(np.float32) for n in (0, 5, 2, 2)]
+    # The third is large enough to be kept by channel at once.
+    images = [rng.normal(0, 1, (1, 3, 4 + n, 9)).astype(np.float32) for n in (0, 5, 30, 2, 2)]
     tensor = TensorStatistics("x")
     for image in images:
         tensor.add(image, Scratch())

@@ -235,8 +235,6 @@ def refused(recipe: Recipe, out: Path, kind: type[EdgesmithError], said: str) ->
             {"target": {"dla": 0, "device": "orin-nano-8gb"}, "precision": {"mode": "auto"}},
             "Orin Nano 8 GB has no DLA core", "target.dla",
         ),
-        ({"target": {"variants": ["x87"]}}, "no 'x87'; there are fp16, int8-plain, x86", "target.variants"),
-        ({"precision": {"repairs": ["prayer"]}}, "no 'prayer'; there are factor", "precision.repairs"),
         ({"labels": ["a", "b"]}, "2 (names|labels)|2 labels", None),
     ],
 )  # fmt: skip
@@ -246,6 +244,21 @@ def test_what_this_version_does_not_do(
     kind = RecipeError if key is not None else EdgesmithError
     error = refused(recipe_of(**tables), tmp_path / "m.edge", kind, said)
     assert key is None or (isinstance(error, RecipeError) and error.key == key)
+
+
+@pytest.mark.parametrize(
+    ("tables", "said", "key"),
+    [
+        ({"target": {"variants": ["x87"]}}, "no 'x87'; there are fp16, int8-plain, x86", "target.variants"),
+        ({"precision": {"repairs": ["prayer"]}}, "no 'prayer'; there are factor", "precision.repairs"),
+    ],
+)
+def test_a_list_of_names_holds_names_that_there_are(
+    recipe_of: RecipeOf, tables: dict[str, Any], said: str, key: str
+) -> None:
+    with pytest.raises(RecipeError, match=said) as caught:
+        recipe_of(**tables)
+    assert caught.value.key == key
 
 
 def test_unknown_device_and_no_folder(recipe_of: RecipeOf, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import io
 import logging
 import time
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -197,10 +197,38 @@ def _tapped(
         proto.SerializeToString(), settings, providers=["CPUExecutionProvider"]
     )
     inner = [name for name in names if name != entry]
+    sizes = {value.name: value.shape for value in session.get_outputs()}
+    if inner and all(_static(sizes[name]) for name in inner):
+        return _bound(session, entry, {name: tuple(sizes[name]) for name in inner})
 
     def run(tensor: NDArray[np.float32]) -> Mapping[str, NDArray[np.float32]]:
         values = dict(zip(inner, session.run(inner, {entry: tensor}), strict=True))
         values[entry] = tensor
         return values
+
+    return run
+
+
+def _static(shape: Sequence[object] | None) -> bool:
+    return shape is not None and all(isinstance(size, int) for size in shape)
+
+
+def _bound(
+    session: Any, entry: str, sizes: Mapping[str, tuple[int, ...]]
+) -> Callable[[NDArray[np.float32]], Mapping[str, NDArray[np.float32]]]:
+    """A run that writes into the same arrays each time.
+
+    Arrays that onnxruntime makes anew for each image are memory that the system must map and clear: a
+    third of the inference of a small network.
+    """
+    binding = session.io_binding()
+    values = {name: np.empty(shape, np.float32) for name, shape in sizes.items()}
+    for name, array in values.items():
+        binding.bind_output(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
+
+    def run(tensor: NDArray[np.float32]) -> Mapping[str, NDArray[np.float32]]:
+        binding.bind_cpu_input(entry, np.ascontiguousarray(tensor))
+        session.run_with_iobinding(binding)
+        return {**values, entry: tensor}
 
     return run

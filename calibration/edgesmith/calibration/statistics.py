@@ -19,6 +19,7 @@ Counts = NDArray[np.int64]
 BINS = 4096
 HALF = BINS // 2
 LEAST_LIMIT = 2.0**-100  # its reciprocal is still a float32
+SMALL_MAP = 256  # positions; reducing shorter rows one by one costs more than whole tensors element-wise
 
 
 class Histogram:
@@ -87,10 +88,10 @@ class Scratch:
 
 
 class TensorStatistics:
-    """One tensor: its histogram, and the least and largest value of each element over the images.
+    """One tensor: its histogram, and the least and largest values over the images.
 
-    The element-wise extremes (one vector operation an image) give the channels' at the end. A tensor
-    whose spatial size varies from image to image keeps the extremes of its channels instead.
+    The extremes are kept by channel. Those of small maps are kept element by element, which gives the
+    channels' at the end and is one vector operation an image.
     """
 
     __slots__ = ("histogram", "images", "largest", "least", "name")
@@ -103,24 +104,27 @@ class TensorStatistics:
         self.images = 0
 
     def add(self, values: Floats, scratch: Scratch) -> None:
-        """Take one image's tensor, ``(N, C, ...)``.
+        """Take one image's tensor, ``(N, C, ...)``; it may be overwritten afterwards.
 
         Raises:
             CalibrationError: it holds a value that is not a number, or an infinite one.
         """
-        low, high = float(values.min()), float(values.max())
+        small = values.ndim > 3 and math.prod(values.shape[2:]) < SMALL_MAP
+        least = values if small else by_channel(values, np.minimum)
+        largest = values if small else by_channel(values, np.maximum)
+        low, high = float(least.min()), float(largest.max())
         if not (math.isfinite(low) and math.isfinite(high)):
             kind = "NaN" if math.isnan(low) or math.isnan(high) else "an infinite value"
             raise CalibrationError(f"tensor {self.name} holds {kind}")
         self.histogram.add(values.ravel(), max(-low, high), scratch)
         if self.least is None or self.largest is None:
-            self.least, self.largest = values.copy(), values.copy()
-        elif self.least.shape == values.shape:
-            np.minimum(self.least, values, out=self.least)
-            np.maximum(self.largest, values, out=self.largest)
+            self.least, self.largest = least.copy(), largest.copy()
+        elif self.least.shape == least.shape:
+            np.minimum(self.least, least, out=self.least)
+            np.maximum(self.largest, largest, out=self.largest)
         else:
-            self.least = np.minimum(by_channel(self.least, np.minimum), by_channel(values, np.minimum))
-            self.largest = np.maximum(by_channel(self.largest, np.maximum), by_channel(values, np.maximum))
+            self.least = np.minimum(by_channel(self.least, np.minimum), by_channel(least, np.minimum))
+            self.largest = np.maximum(by_channel(self.largest, np.maximum), by_channel(largest, np.maximum))
         self.images += 1
 
     @property

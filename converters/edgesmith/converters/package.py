@@ -27,6 +27,7 @@ from edgesmith.converters.report.precision import PrecisionReport
 from edgesmith.converters.report.thumbnails import thumbnails
 from edgesmith.converters.sources import Loaded
 from edgesmith.converters.stages import Stages
+from edgesmith.sdk.backends.choose import X86
 from edgesmith.sdk.manifest import Golden, GoldenResize, Manifest, Provenance, TensorSpec, Variant
 from edgesmith.sdk.preprocess import Frame8
 
@@ -79,7 +80,7 @@ class Parts:
             precision=recipe.precision.mode,
             target=recipe.target.device,
             chosen=self.chosen,
-            cpu=FLOAT,
+            cpu=X86 if X86 in self.variants else FLOAT,
             variants={**variants, FLOAT: exact},
             golden=Golden(
                 images=tuple(golden_names(len(self.shown))),
@@ -166,7 +167,7 @@ def parts_of(
     variants = {FLOAT: exact}
     for name, model in others.items():
         outputs = golden.golden_outputs(model, shown, preprocess, recipe.batch, nms)
-        member, data = CHOSEN if name == chosen else f"variants/{name}.onnx", f"golden/{name}.npz"
+        member, data = _member(name, chosen), f"golden/{name}.npz"
         members |= {member: model.SerializeToString(deterministic=True), data: golden.npz(outputs)}
         variants[name] = Variant(
             member=member, precision=name, golden=data, tolerance=golden.tolerances(outputs, nms)
@@ -178,6 +179,12 @@ def parts_of(
     if check is not None:
         members |= {RESIZE: golden.png(check[0]), RESIZED: golden.png(check[1])}
     return Parts(recipe, source, graph, proof, pictures, tuple(shown), expected, members, variants, chosen)
+
+
+def _member(name: str, chosen: str) -> str:
+    if name == X86:
+        return "model.x86.onnx"
+    return CHOSEN if name == chosen else f"variants/{name}.onnx"
 
 
 def golden_names(count: int) -> list[str]:

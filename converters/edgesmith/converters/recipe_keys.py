@@ -23,7 +23,7 @@ PATH_KEYS = (
 
 # Keys whose values are lists of names, and the names that there are.
 NAME_LISTS: dict[str, tuple[str, ...]] = {
-    "precision.repairs": ("factor", "offset", "bias", "smooth"),
+    "precision.repairs": ("factor", "offset", "bias", "smooth", "fold", "equalize", "adaround"),
     "target.variants": ("fp16", "int8-plain", "x86"),
 }
 

@@ -33,7 +33,7 @@ def module_runner(module: nn.Module, names: Sequence[str]) -> Runner:
     return run
 
 
-def graph_runner(model: onnx.ModelProto, *, optimised: bool = True) -> Runner:
+def graph_runner(model: onnx.ModelProto, *, optimised: bool = True, threads: int | None = None) -> Runner:
     """Run a graph in onnxruntime on the CPU; ``optimised = False`` leaves every node as it is.
 
     Raises:
@@ -45,6 +45,8 @@ def graph_runner(model: onnx.ModelProto, *, optimised: bool = True) -> Runner:
     options.log_severity_level = _SEVERITY_ERROR
     if not has_integer_products():  # as the runtime does: integer sums must not saturate
         options.add_session_config_entry("session.x64quantprecision", "1")
+    if threads is not None:
+        options.intra_op_num_threads = options.inter_op_num_threads = threads
     if not optimised:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:

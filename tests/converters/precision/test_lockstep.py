@@ -72,6 +72,21 @@ def test_a_shift_is_seen_by_every_layer_behind_it(graph: onnx.ModelProto, tensor
             np.testing.assert_allclose(value, expected(tensor)[OUTPUTS[step.name]], rtol=1e-3, atol=1e-4)
 
 
+def test_what_a_quantized_layer_reads(
+    graph: onnx.ModelProto, quantized: onnx.ModelProto, tensors: list[Floats]
+) -> None:
+    """Whatever piece it was made in: `left` and `right` read the same tensor, `right` an earlier piece's."""
+    entries = {node.name: node.input[0] for node in quantized.graph.node if node.name in LAYERS}
+    shown = onnx.ModelProto()
+    shown.CopyFrom(quantized)
+    shown.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(set(entries.values())))
+    expected = graph_runner(shown, optimised=False)(tensors[0])
+    for step in lockstep(graph, quantized, LAYERS, tensors[:1], inputs=True):
+        np.testing.assert_allclose(step.inputs[0], expected[entries[step.name]], atol=0.1)
+        assert np.abs(step.inputs[0] - expected[entries[step.name]]).mean() < 1e-3
+    assert [s.inputs for s in lockstep(graph, quantized, LAYERS[:1], tensors[:1])] == [[]]
+
+
 def test_without_a_shift_the_same_graph_stays_the_same(graph: onnx.ModelProto, tensors: list[Floats]) -> None:
     for step in lockstep(graph, graph, ("left", "point"), tensors[:2]):
         np.testing.assert_array_equal(step.exact, step.quantized)

@@ -116,6 +116,8 @@ def test_smoothing_moves_range_into_the_weights(sites: dict[str, Site]) -> None:
         (("factor", "offset"), {"e"}, True),
         (("smooth",), {"images", "ra", "rf"}, False),
         (("factor", "smooth"), {"images", "ra", "e", "rf"}, False),
+        (("fold",), set(), True),
+        (("fold", "factor"), {"e"}, False),
     ],
 )
 def test_each_repair_reaches_the_tensors_that_it_is_for(
@@ -131,9 +133,10 @@ def test_each_repair_reaches_the_tensors_that_it_is_for(
     assert set(found) == {"images", "ra", "e", "rf", "flat"}
     assert {name for name, one in found.items() if one.factor is not None} == with_factor
     # After a ReLU half of a symmetric window is never used: the offset is what uses it.
-    assert {name for name, one in found.items() if one.shift} == (
-        {"images", "ra", "e", "rf", "flat"} if with_shift else set()
-    )
+    everywhere = {"images", "ra", "e", "rf", "flat"}
+    # What reads `ra` pads or concatenates, `e` is a Concat's, `flat` a pooling's: `rf` alone can be folded.
+    reached = {"rf"} if repairs == ("fold",) else everywhere
+    assert {name for name, one in found.items() if one.shift} == (reached if with_shift else set())
 
 
 def test_the_method_is_asked_of_the_table(

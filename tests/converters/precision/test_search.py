@@ -12,7 +12,15 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from edgesmith.converters.precision.agreement import Agreement
-from edgesmith.converters.precision.search import MARGIN, WAYS, best_way, first_way, rank_sensitivity
+from edgesmith.converters.precision.search import (
+    MARGIN,
+    REPAIRS,
+    WAYS,
+    best_way,
+    first_way,
+    plain_way,
+    rank_sensitivity,
+)
 from edgesmith.converters.precision.trial import Trial, Way, Workbench
 
 Floats = NDArray[np.float32]
@@ -65,6 +73,30 @@ def test_repairs_that_are_named_are_the_only_way() -> None:
     assert bench.seen == [Way(frozenset({"smooth", "bias"}), "mse")]
     assert first_way(method="auto", repairs="auto") == Way(*WAYS[0])
     assert first_way(method="minmax", repairs=()) == Way(frozenset(), "minmax")
+
+
+def test_each_name_of_a_repair_makes_a_way(bench: Workbench) -> None:
+    """None is without effect here but ``residual``: this graph's one sum is of two layers."""
+    plain = bench.try_way(Way(frozenset(), "mse")).agreement.decibels
+    alone = {name: bench.try_way(Way(frozenset({name}), "mse")).agreement.decibels for name in REPAIRS}
+    assert {name for name, ratio in alone.items() if ratio == plain} == {"residual"}
+
+
+def test_the_plain_way_leaves_nothing_in_front_of_a_rounding(bench: Workbench) -> None:
+    trial = bench.try_way(plain_way())
+    front = [node for node in trial.graph.graph.node if "/in/" in node.name]
+    assert {node.op_type for node in front} == {"QuantizeLinear", "DequantizeLinear"}
+    # The offset of what `point` reads went into the depthwise layer's bias and its ReLU.
+    assert [node.op_type for node in trial.graph.graph.node].count("Clip") == 1
+
+
+def test_folding_changes_no_number(bench: Workbench) -> None:
+    names = frozenset({"factor", "offset", "bias"})
+    one, other = (bench.try_way(Way(repairs, "mse")) for repairs in (names, names | {"fold"}))
+    assert one.deltas.keys() == other.deltas.keys()
+    assert other.agreement.decibels == pytest.approx(one.agreement.decibels, abs=0.3)
+    kinds = [[node.op_type for node in trial.graph.graph.node].count("Add") for trial in (one, other)]
+    assert kinds[1] < kinds[0]
 
 
 def test_told_of_each_trial(bench: Workbench) -> None:

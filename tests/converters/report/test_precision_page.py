@@ -71,6 +71,7 @@ def report(**changes: object) -> PrecisionReport:
         kept_float=(FloatLayers(why="it makes the outputs", layers=("head", NASTY)),),
         warnings=("few-images: 8 images",), scores=scores,
         worst=(WorstImage(name=NASTY, difference=f"{NASTY} (80 %) became dog (51 %)"),),
+        cpu="CPUs run float32: nothing is in INT8.",
         latency=Latency(
             processor=NASTY, threads=1, runs=20, p50_ms={"float": 4.0, "auto": 6.0},
             p90_ms={"float": 5.0, "auto": 7.0},

@@ -31,8 +31,18 @@ class InsertQdq(Pass):
     Each of Mul, Pad and Add stands there only where it is needed. The padding moves in front of the Add,
     because the zeros that a convolution pads with are zeros of x. A factor is exact for depthwise
     convolutions (each output channel reads one input channel) and, folded into the weights' input
-    channels, for dense layers; an offset is exact for all. (Layer names that are to be quantized,
-    quantizers by activation name, and optionally integers of weights that were rounded otherwise.)
+    channels, for dense layers; an offset is exact for all.
+
+    With ``residuals`` the identity branch of a residual Add (the one that no quantized layer makes, in front
+    of an Add whose other input a quantized layer makes directly) reads integers too: those that the block's
+    first layer reads, where nothing stands in front of them, else integers of its own, brought back to the
+    tensor's values behind the DQ. The sum then reads a quarter of the bytes, for one more rounding.
+
+    Args:
+        quantizers: by activation name.
+        layers: names of the layers that are to be quantized.
+        weights: integers of weights that were not rounded to nearest, by layer.
+        residuals: quantize identity branches.
     """
 
     def __init__(
@@ -40,10 +50,13 @@ class InsertQdq(Pass):
         quantizers: Mapping[str, Quantizer],
         layers: Collection[str],
         weights: Mapping[str, Integers] | None = None,
+        *,
+        residuals: bool = False,
     ) -> None:
         self.quantizers = quantizers
         self.layers = frozenset(layers)
         self.weights = dict(weights or {})
+        self.residuals = residuals
 
     def requires(self, model: ir.Model) -> None:
         """Every layer that is to be quantized has a quantizer for what it reads."""
@@ -76,13 +89,39 @@ class InsertQdq(Pass):
             Declined(name, "no layer of this name can be quantized") for name in sorted(self.layers - known)
         ]
         builder = _Builder(model)
+        quantized = {site.node for sites in groups.values() for site in sites}
+        plain: dict[str, ir.Value] = {}
         for (activation, pads), sites in groups.items():
             quantizer = self.quantizers[activation]
             integers = builder.pair(activation, quantizer, pads, sites)
+            if quantizer.factor is None and not quantizer.shift:
+                plain[activation] = integers
             for site in sites:
                 builder.layer(site, integers, quantizer, pads, self.weights.get(site.name))
+        if self.residuals:
+            declined += self._identities(model, builder, quantized, plain)
         _drop_unused(model)
         return PassResult(model, sum(len(sites) for sites in groups.values()), tuple(declined))
+
+    def _identities(
+        self, model: ir.Model, builder: _Builder, quantized: set[ir.Node], plain: Mapping[str, ir.Value]
+    ) -> list[Declined]:
+        """Quantize the identity branches; ``plain`` are the DQ outputs that hold a tensor's own values."""
+        declined = []
+        place = {node: number for number, node in enumerate(model.graph)}
+        for add, index in _identities(model, quantized):
+            value = add.inputs[index]
+            assert value is not None
+            assert value.name is not None
+            if value.name not in self.quantizers:
+                declined.append(Declined(add.name or "", f"{value.name} has no range: the sum reads floats"))
+                continue
+            shared = plain.get(value.name)
+            maker = shared.producer() if shared is not None else None
+            if maker is not None and place[maker] > place[add]:
+                shared = None  # the pair's first layer stands behind the sum
+            builder.identity(add, index, self.quantizers[value.name], shared)
+        return declined
 
 
 def quantized_weight(
@@ -109,6 +148,18 @@ def _factor_for(site: Site, factor: NDArray[np.float64]) -> NDArray[np.float64]:
     # Output channel o of group g reads input channels g * per_group ... + per_group.
     by_group = factor.reshape(site.group, per_group)
     return np.repeat(by_group, out // site.group, axis=0).reshape(out, per_group, *tail)
+
+
+def _identities(model: ir.Model, quantized: set[ir.Node]) -> list[tuple[ir.Node, int]]:
+    """Residual Adds, and which of their inputs is the identity."""
+    found = []
+    for node in model.graph:
+        if node.op_type != "Add" or any(v is None or v.const_value is not None for v in node.inputs):
+            continue
+        direct = [v is not None and v.producer() in quantized for v in node.inputs]
+        if direct.count(True) == 1:
+            found.append((node, direct.index(False)))
+    return found
 
 
 def _pads(site: Site) -> tuple[int, ...]:
@@ -149,11 +200,35 @@ class _Builder:
         self._stem = f"{sites[0].name}/in"
         self._module = sites[0].module
         self._before = first
-        value = self.values[activation]
         rank = sites[0].weight.ndim if first.op_type == "Conv" else 2
+        shape = (1, -1, *[1] * (rank - 2)) if first.op_type == "Conv" else (-1,)
+        return self._rounded(self.values[activation], quantizer, pads, shape)
+
+    def identity(self, add: ir.Node, index: int, quantizer: Quantizer, shared: ir.Value | None) -> None:
+        """Let one input of a sum read integers: ``shared`` ones, or a pair of its own."""
+        value = add.inputs[index]
+        assert value is not None
+        self._stem, self._before = f"{add.name}/identity", add
+        self._module = add.metadata_props.get(MODULE_KEY)
+        if shared is None:
+            rank = len(value.shape) if value.shape is not None else 4
+            shape = (1, -1, *[1] * (rank - 2))
+            shared = self._rounded(value, quantizer, (), shape)
+            if quantizer.shift:
+                self._stem = f"{add.name}/identity/back"
+                shared = self._node("Add", [shared, self._constant("offset", np.float32(quantizer.offset))])
+            if quantizer.factor is not None:
+                factor = np.asarray(quantizer.factor, np.float32).reshape(shape)
+                self._stem = f"{add.name}/identity/back"
+                shared = self._node("Mul", [shared, self._constant("factor", factor)])
+        add.replace_input_with(index, shared)
+
+    def _rounded(
+        self, value: ir.Value, quantizer: Quantizer, pads: tuple[int, ...], shape: tuple[int, ...]
+    ) -> ir.Value:
+        """Mul, Pad and Add where they are needed, Q and DQ."""
         if quantizer.factor is not None:
             inverse = (1 / np.asarray(quantizer.factor)).astype(np.float32)
-            shape = (1, -1, *[1] * (rank - 2)) if first.op_type == "Conv" else (-1,)
             value = self._node("Mul", [value, self._constant("factor", inverse.reshape(shape))])
         if pads:
             half = len(pads) // 2

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 import onnx
 
 from edgesmith.converters.precision.decide import Decider, Decision, in_fp16
-from edgesmith.converters.precision.trial import Trial, Way
+from edgesmith.converters.precision.search import plain_way
+from edgesmith.converters.precision.trial import Trial
 from edgesmith.converters.recipe import Recipe
 from edgesmith.sdk.errors import AccuracyBudgetError
 from edgesmith.sdk.evaluate.paired import Paired
@@ -21,7 +22,6 @@ HALF, PLAIN = "fp16", "int8-plain"
 NAMES = (HALF, PLAIN)
 # Repairs that put arithmetic in front of a rounding: without them a way is plain.
 ARITHMETIC = frozenset({"factor", "offset", "smooth"})
-PLAIN_WAY = Way(frozenset({"bias"}), "mse")
 
 
 @dataclass(eq=False)
@@ -40,7 +40,7 @@ def companions(recipe: Recipe, decider: Decider) -> Companions:
     # FP16 is what the chosen graph is compared with in any case.
     found = Companions({HALF: in_fp16(decider.bench.exact, decider.bench.table).graph})
     if wanted == "auto" or PLAIN in wanted or recipe.target.dla is not None:
-        found.plain = decider.bench.try_way(PLAIN_WAY)
+        found.plain = decider.bench.try_way(plain_way(method=recipe.precision.method))
         found.graphs[PLAIN] = decider.finish(found.plain.graph).graph
     return found
 

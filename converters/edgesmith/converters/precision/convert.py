@@ -21,6 +21,7 @@ from edgesmith.converters.precision.stage import Decided, decided, figures_of, s
 from edgesmith.converters.recipe import Recipe
 from edgesmith.converters.sources import Loaded
 from edgesmith.converters.stages import Stages
+from edgesmith.sdk.backends.choose import X86
 from edgesmith.sdk.board.profiles import profile
 from edgesmith.sdk.bundle import write_bundle
 from edgesmith.sdk.errors import AccuracyBudgetError
@@ -66,11 +67,13 @@ def convert_quantized(
     extra[SCALES] = scales_json(found.table)
     if version is not None:
         extra |= _for_dla(recipe, found, version)
-    for model in decision.graphs.values():
+    # The CPU's own graph is none of TensorRT's business.
+    ready = {name: model for name, model in decision.graphs.items() if name != X86}
+    for model in ready.values():
         require_clean(ir.serde.deserialize_model(model))
     stage("compile")
     compiled = compiled_graphs(
-        {FLOAT: proof.model, **decision.graphs}, batch=recipe.batch, size=recipe.preprocess().size
+        {FLOAT: proof.model, **ready}, batch=recipe.batch, size=recipe.preprocess().size
     )
     stage("compare for the report")
     told = evidence(recipe, proof.model, graph.names, found)

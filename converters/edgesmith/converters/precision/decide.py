@@ -16,7 +16,7 @@ from edgesmith.converters.passes.cast_fp16 import CastFp16, largest_of
 from edgesmith.converters.passes.insert_qdq import unfit_for_int8
 from edgesmith.converters.precision.output_layers import output_layers, vector_products
 from edgesmith.converters.precision.search import best_way, first_way, rank_sensitivity
-from edgesmith.converters.precision.trial import Trial, Workbench
+from edgesmith.converters.precision.trial import Trial, Workbench, folded
 from edgesmith.sdk.errors import AccuracyBudgetError
 from edgesmith.sdk.evaluate.paired import Paired
 
@@ -134,7 +134,12 @@ class Decider:
         self._seen: dict[str, Paired] = {}
 
     def finish(self, graph: onnx.ModelProto) -> Finished:
-        """The graph with what is not INT8 in the recipe's ``precision.rest``."""
+        """The graph as it is bundled.
+
+        Factors and offsets move into the layers before them where they can, so that a board computes nothing
+        more for them; what is not INT8 goes to the recipe's ``precision.rest``.
+        """
+        graph = folded(graph)
         return in_fp16(graph, self.bench.table) if self.rest == "fp16" else Finished(graph)
 
     def int8(self, *, method: str, repairs: str | Sequence[str], accept_drop: bool) -> Decision:

@@ -84,6 +84,7 @@ def evidence(
         scores=looked.scores,
         worst=looked.worst,
         latency=latency({FLOAT: exact, **decision.graphs}, tensor),
+        cpu=decided.cpu,
     )
     return report, looked
 

@@ -17,6 +17,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from edgesmith.sdk.backends.onnxruntime import UNSOUND_OPTIMIZERS
+from edgesmith.sdk.backends.processor import has_integer_products
 
 Floats = NDArray[np.float32]
 Live = dict[str, NDArray[Any]]
@@ -27,19 +28,25 @@ class LayerOutputs:
     """One quantized layer's outputs over the images, ``(N, C, ...)`` each.
 
     ``quantized`` comes from the quantized graph with every change so far in it. :meth:`shift` adds a value
-    to each channel, as a change of the bias would, for all that follows.
+    to each channel, as a change of the bias would, :meth:`replace` puts other outputs in their place, as a
+    change of the weights would, for all that follows. ``inputs`` is what the quantized layer read, where it
+    was asked for.
     """
 
     name: str
     exact: list[Floats]
     quantized: list[Floats]
-    delta: NDArray[np.float64] | None = field(default=None)
+    inputs: list[Floats] = field(default_factory=list)
+    changed: bool = False
 
     def shift(self, delta: NDArray[np.float64]) -> None:
         """Add ``delta (C,)`` to the quantized outputs."""
-        self.delta = delta
         shaped = delta.astype(np.float32).reshape(_channel_shape(self.quantized[0].ndim))
-        self.quantized = [value + shaped for value in self.quantized]
+        self.replace([value + shaped for value in self.quantized])
+
+    def replace(self, outputs: list[Floats]) -> None:
+        """Other quantized outputs, one for each image."""
+        self.quantized, self.changed = outputs, True
 
 
 def channel_means(outputs: Sequence[Floats]) -> NDArray[np.float64]:
@@ -54,7 +61,12 @@ def channel_means(outputs: Sequence[Floats]) -> NDArray[np.float64]:
 
 
 def lockstep(
-    exact: onnx.ModelProto, quantized: onnx.ModelProto, layers: Sequence[str], tensors: Sequence[Floats]
+    exact: onnx.ModelProto,
+    quantized: onnx.ModelProto,
+    layers: Sequence[str],
+    tensors: Sequence[Floats],
+    *,
+    inputs: bool = False,
 ) -> Iterator[LayerOutputs]:
     """Run both graphs over the input tensors, and stop behind each of the layers, in execution order.
 
@@ -63,14 +75,15 @@ def lockstep(
         quantized: the same graph with Q/DQ pairs; node names and the layers' output names are the same.
         layers: names of the quantized layers.
         tensors: inputs ``(1, C, H, W)``.
+        inputs: give what each quantized layer reads as well.
     """
     left, right = _Pieces(exact, layers, tensors), _Pieces(quantized, layers, tensors)
     for name in right.order:
-        before = left.advance(name)
-        after = right.advance(name)
-        step = LayerOutputs(name, before, after)
+        before, _ = left.advance(name)
+        after, read = right.advance(name, inputs=inputs)
+        step = LayerOutputs(name, before, after, read)
         yield step
-        if step.delta is not None:
+        if step.changed:
             right.replace(name, step.quantized)
 
 
@@ -121,26 +134,32 @@ class _Pieces:
         entry = proto.graph.input[0].name
         self._live: list[Live] = [{entry: tensor} for tensor in tensors]
 
-    def advance(self, name: str) -> list[Floats]:
-        """Run up to and with the layer; its outputs over the images."""
+    def advance(self, name: str, *, inputs: bool = False) -> tuple[list[Floats], list[Floats]]:
+        """Run up to and with the layer; its outputs over the images, and what it read where that is asked."""
         self._at += 1
         nodes = self._pieces[name]
         result = nodes[-1].output[0]
         made = {output for node in nodes for output in node.output}
         reads = {name for node in nodes for name in node.input if name}
-        inputs = sorted(reads - made - set(self._constants))
+        feeds = sorted(reads - made - set(self._constants))
+        entry = nodes[-1].input[0]
         outputs = [
-            o for node in nodes for o in node.output if o == result or self._last_read.get(o, -1) > self._at
+            o
+            for node in nodes
+            for o in node.output
+            if o == result or self._last_read.get(o, -1) > self._at or (inputs and o == entry)
         ]
-        session = self._session(nodes, inputs, outputs, reads)
-        found = []
+        session = self._session(nodes, feeds, outputs, reads)
+        found, read = [], []
         for live in self._live:
-            values = session.run(outputs, {name: live[name] for name in inputs})
+            values = session.run(outputs, {name: live[name] for name in feeds})
             live.update(zip(outputs, values, strict=True))
             found.append(live[result])
+            if inputs:
+                read.append(live[entry])
             for old in [n for n in live if self._last_read.get(n, -1) <= self._at]:
                 del live[old]
-        return found
+        return found, read
 
     def replace(self, name: str, values: Sequence[Floats]) -> None:
         """Put other outputs of a layer in the place of those that it gave."""
@@ -162,6 +181,8 @@ class _Pieces:
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = 3
         settings.intra_op_num_threads = 1
+        if not has_integer_products():  # as the runtime does: sums of a matrix product must not saturate
+            settings.add_session_config_entry("session.x64quantprecision", "1")
         # Whole-graph layout changes do not pay for pieces of a few nodes.
         settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         return onnxruntime.InferenceSession(

@@ -3,7 +3,8 @@
 ``factor`` and ``offset`` give TensorRT, which knows one symmetric scale a tensor, what a scale by channel
 and a zero point would give: the arithmetic stands in front of the rounding (see
 :class:`~edgesmith.converters.passes.insert_qdq.InsertQdq`). ``smooth`` moves range from a dense layer's
-activations into its weights (Xiao et al. 2022, SmoothQuant, equation 4).
+activations into its weights (Xiao et al. 2022, SmoothQuant, equation 4). ``fold`` alone takes a factor or
+an offset only where the layer before can take it over: nothing is left to compute in front of a rounding.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from edgesmith.calibration.distribution import Window
 from edgesmith.calibration.scale_table import Activation, Quantizer, ScaleTable
 from edgesmith.calibration.sites import Site
+from edgesmith.converters.passes.producer import HOMOGENEOUS, LIMITERS, limits_of, producer_of
 
 # Candidate shares of a tensor's window that lie below zero, when channels are brought to one window.
 BELOW_ZERO = np.linspace(0.0, 0.5, 26)
@@ -24,6 +26,7 @@ BELOW_ZERO = np.linspace(0.0, 0.5, 26)
 LEAST_FACTOR = 1e-4
 SMOOTH_ALPHA = 0.3  # share of the activation's range that moves into the weights
 SMOOTH_LIMIT = 16.0  # most that one channel is scaled by
+IN_FRONT = frozenset({"factor", "offset"})
 
 
 def quantizers_for(
@@ -35,7 +38,8 @@ def quantizers_for(
         table: measured ranges.
         sites: the layers that are to be quantized.
         method: name of a calibration method, or ``auto``.
-        repairs: any of ``factor``, ``offset``, ``smooth``.
+        repairs: any of ``factor``, ``offset``, ``smooth``, ``fold``; others change no quantizer. ``fold``
+            without ``factor`` and ``offset`` stands for both of them, where they can be folded.
 
     Raises:
         CalibrationError: a tensor has no range.
@@ -43,17 +47,49 @@ def quantizers_for(
     readers: dict[str, list[Site]] = defaultdict(list)
     for site in sites:
         readers[site.activation].append(site)
+    only_folded = "fold" in repairs and not IN_FRONT & set(repairs)
     quantizers = {}
     for tensor, layers in readers.items():
-        plain = table.quantizer(tensor, method, symmetric="offset" not in repairs)
+        plain = table.quantizer(tensor, method)  # refuses a tensor without a range
         activation = table.activations[tensor]
-        if "factor" in repairs and all(site.depthwise for site in layers):
-            quantizers[tensor] = by_channel(activation, centred="offset" in repairs)
-        elif "smooth" in repairs and all(site.node.op_type == "Conv" and site.group == 1 for site in layers):
-            quantizers[tensor] = smoothed(activation, layers, centred="offset" in repairs)
+        wanted = set(repairs)
+        if only_folded:
+            wanted = folding(activation, layers) & (wanted | IN_FRONT)
+        centred = "offset" in wanted
+        if "factor" in wanted and all(site.depthwise for site in layers):
+            quantizers[tensor] = by_channel(activation, centred=centred)
+        elif "smooth" in wanted and all(site.node.op_type == "Conv" and site.group == 1 for site in layers):
+            quantizers[tensor] = smoothed(activation, layers, centred=centred)
         else:
-            quantizers[tensor] = plain
+            quantizers[tensor] = table.quantizer(tensor, method, symmetric=False) if centred else plain
     return quantizers
+
+
+def folding(activation: Activation, layers: Sequence[Site]) -> set[str]:
+    """Which of ``factor``, ``smooth`` and ``offset`` the layer before a tensor can take over.
+
+    What :class:`~edgesmith.converters.passes.fold_factor.FoldFactor` and
+    :class:`~edgesmith.converters.passes.fold_offset.FoldOffset` decline is left out.
+    """
+    value = layers[0].node.inputs[0]
+    nodes = {site.node for site in layers}
+    if value is None or any(use.node not in nodes for use in value.uses()):
+        return set()
+    found = producer_of(value, len(value.uses()))
+    if isinstance(found, str):
+        return set()
+    kind = found.activation.op_type if found.activation is not None else None
+    limits = limits_of(found.activation) if found.activation is not None and kind in LIMITERS else None
+    possible = set()
+    if kind is None or kind in HOMOGENEOUS:
+        possible |= {"factor", "smooth"}
+    elif limits is not None and limits[0] == 0.0 and limits[1] >= activation.high:
+        possible.add("factor")  # each channel's own range ends below the limit
+    if (kind is None or limits is not None) and all(
+        site.node.op_type != "MatMul" and not site.pads for site in layers
+    ):
+        possible.add("offset")
+    return possible
 
 
 def by_channel(activation: Activation, *, centred: bool) -> Quantizer:

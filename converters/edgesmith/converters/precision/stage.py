@@ -18,6 +18,7 @@ from edgesmith.calibration.scale_table import ScaleTable
 from edgesmith.converters.package import FLOAT, Parts
 from edgesmith.converters.precision.companions import Companions, companions, take_along
 from edgesmith.converters.precision.decide import Decider, Decision, Judge, never_quantized
+from edgesmith.converters.precision.for_cpu import take_x86
 from edgesmith.converters.precision.trial import Workbench
 from edgesmith.converters.recipe import Recipe
 from edgesmith.converters.stages import Stages
@@ -41,12 +42,12 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Decided:
-    """The decision, the ranges it rests on, the graphs beside the chosen one, and the images in memory."""
+    """The decision, the ranges it rests on, the graphs beside the chosen one, and what CPUs run and why."""
 
     decision: Decision
     table: ScaleTable
     beside: Companions
-    bench: Workbench
+    cpu: str
 
 
 def split_of(recipe: Recipe) -> Split:
@@ -100,10 +101,11 @@ def decided(
     statistics = collect(exact.SerializeToString(), split.calibration, preprocess)
     table = statistics.table()
     stage("search the precision")
+    calibration = list(tensors(split.calibration, preprocess))
     bench = Workbench(
         exact,
         table,
-        calibration=list(tensors(split.calibration, preprocess)),
+        calibration=calibration,
         search=list(tensors(split.search, preprocess)),
         task=recipe.task,
         nms=recipe.nms_spec(),
@@ -123,7 +125,8 @@ def decided(
     else:
         decision = decider.auto(method=precision.method, repairs=precision.repairs)
     take_along(recipe, decision, beside)
-    return Decided(decision, table, beside, bench)
+    cpu = take_x86(recipe, bench, decision, calibration, decider.judge)
+    return Decided(decision, table, beside, cpu)
 
 
 def evaluation_of(recipe: Recipe) -> EvaluationData | None:

@@ -133,6 +133,7 @@ class PrecisionReport(msgspec.Struct, frozen=True, kw_only=True):
     ``metric`` is None where nothing was measured; ``labelled`` tells a metric against labels from one
     against the float model's own answers. ``images`` counts those of the verdict, ``search_images`` and
     ``calibration_images`` the other two sets. ``repairs`` and ``method`` are None where nothing is INT8.
+    ``cpu`` says in words which graph CPUs run and why.
     """
 
     mode: str
@@ -157,6 +158,7 @@ class PrecisionReport(msgspec.Struct, frozen=True, kw_only=True):
     scores: ScoreHistogram | None
     worst: tuple[WorstImage, ...]
     latency: Latency
+    cpu: str
 
     @property
     def verdict(self) -> VariantFigures | None:

@@ -278,6 +278,7 @@ def _latency(report: PrecisionReport) -> str:
         for name, p50 in found.p50_ms.items()
     )
     return (
+        f"<p>{escape(report.cpu)}</p>"
         f'<p class="warn">Times of onnxruntime on {escape(found.processor)}, {found.threads} thread, '
         f"{found.runs} runs in turns: they say nothing of the target, whose engine fuses what stands apart "
         "here. Measure there with <code>edgesmith bench</code>.</p>"
