@@ -92,6 +92,12 @@ def write_results(name: str, figures: Mapping[str, Any]) -> Path:
     return path
 
 
+def read_results(name: str) -> dict[str, Any]:
+    """The figures in ``results/NAME.json``; empty where there is none."""
+    path = RESULTS / f"{name}.json"
+    return dict(json.loads(path.read_text())["figures"]) if path.exists() else {}
+
+
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, out: Any = None) -> None:
     """An aligned table on stdout."""
     texts = [[f"{v:.3f}" if isinstance(v, float) else str(v) for v in row] for row in rows]
