@@ -132,7 +132,7 @@ def verdict_tensors(recipe: Recipe, labels: tuple[str, ...]) -> Iterator[NDArray
             marks=pytest.mark.xfail(
                 strict=True,
                 reason="428 of 440 decisions. The first layers agree to 1e-7 of their range; then single "
-                "values near the middle between two integers round the other way, and 26 layers make 1 to 2 % "
+                "values near the middle of two integers round the other way, and 26 layers make 1 to 2 % "
                 "of the logits' spread of it (the integers themselves cost 12 to 22 %)",
             ),
         ),
