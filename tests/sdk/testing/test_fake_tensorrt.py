@@ -8,9 +8,9 @@ import numpy as np
 import onnx
 import pytest
 
+from edgesmith.sdk.onnx_reader import read_outline
 from edgesmith.sdk.testing.fake_runtime import HostMemory
 from edgesmith.sdk.testing.fake_tensorrt import FakeTensorRT, make
-from edgesmith.sdk.testing.onnx_graph import read_outline
 from edgesmith.sdk.testing.simulated import read_plan
 
 GRAPH = onnx.parser.parse_model(

@@ -31,6 +31,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "bench": ("edgesmith.sdk.cli.bench:bench", "runtime", "Measure latency, throughput and memory."),
     "inspect": ("edgesmith.sdk.cli.inspect:inspect", "", "Show what a bundle holds."),
     "doctor": ("edgesmith.sdk.cli.doctor:doctor", "", "Check this machine and say what to mend."),
+    "estimate": (
+        "edgesmith.sdk.cli.estimate:estimate_command",
+        "",
+        "Estimate speed and memory on a device.",
+    ),
     "devices": ("edgesmith.sdk.cli.devices:devices", "", "List the device profiles."),
 }
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from edgesmith.sdk.testing.onnx_graph import Node, Outline, Value, read_outline
+from edgesmith.sdk.onnx_reader import Node, Outline, Value, read_outline
 from edgesmith.sdk.testing.simulated import Plan, is_named, write_plan
 
 KINDS = {
@@ -62,7 +62,7 @@ class Network:
         self.name = ""
         self._trt = trt
         self._graph: bytes | None = None
-        self._outline = Outline((), (), (), {})
+        self._outline = Outline((), (), (), {}, {})
 
     @property
     def num_layers(self) -> int:

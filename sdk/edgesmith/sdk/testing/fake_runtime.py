@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from edgesmith.sdk.onnx_reader import Outline, Value, read_outline
 from edgesmith.sdk.testing.fake_builder import DTYPES, Shape
-from edgesmith.sdk.testing.onnx_graph import Outline, Value, read_outline
 from edgesmith.sdk.testing.simulated import Plan, is_named, names_of, read_plan, write_plan
 
 _SEVERITY_ERROR = 3

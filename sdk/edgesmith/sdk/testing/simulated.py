@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 
 import msgspec
 
-from edgesmith.sdk.testing.onnx_graph import Outline, read_outline
+from edgesmith.sdk.onnx_reader import Outline, read_outline
 
 MAKER = "edgesmith.sdk.testing.fake_tensorrt:make"
 _HEAD = 32

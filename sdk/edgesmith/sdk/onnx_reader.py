@@ -1,6 +1,7 @@
-"""Reads the outline of an ONNX file: nodes, inputs, outputs, names and types of the weights.
+"""Reads the outline of an ONNX file: nodes, inputs, outputs, types and shapes of all tensors.
 
-The runtime side has no onnx package; the fakes need no more than this of protocol buffers' wire format.
+The runtime side has no onnx package; an estimate and the fakes need no more than this of protocol
+buffers' wire format.
 """
 
 from __future__ import annotations
@@ -15,16 +16,18 @@ DTYPES = {
 
 
 class Node(NamedTuple):
-    """One node."""
+    """One node. ``attributes`` are those of integers; ``domain`` is empty for ONNX's own operators."""
 
     name: str
     operator: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    attributes: dict[str, tuple[int, ...]]
+    domain: str = ""
 
 
 class Value(NamedTuple):
-    """An input or output; an axis of unknown size is -1."""
+    """A tensor; an axis of unknown size is -1."""
 
     name: str
     dtype: str
@@ -32,12 +35,16 @@ class Value(NamedTuple):
 
 
 class Outline(NamedTuple):
-    """A graph without its weights' values; ``weights`` holds their types by name."""
+    """A graph without its weights' values.
+
+    ``weights`` holds their types by name, ``values`` every tensor whose shape the file states.
+    """
 
     nodes: tuple[Node, ...]
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
     weights: dict[str, str]
+    values: dict[str, Value]
 
 
 def read_outline(model: bytes) -> Outline:
@@ -60,39 +67,90 @@ def _outline(graph: bytes) -> Outline:
     inputs: list[Value] = []
     outputs: list[Value] = []
     weights: dict[str, str] = {}
+    values: dict[str, Value] = {}
     for field, value in _fields(graph):
         if not isinstance(value, bytes):
             continue
         if field == 1:
             nodes.append(_node(value))
         elif field == 5:
-            name, kind = _initializer(value)
-            weights[name] = kind
-        elif field in (11, 12):
-            (inputs if field == 11 else outputs).append(_value(value))
-    return Outline(tuple(nodes), tuple(v for v in inputs if v.name not in weights), tuple(outputs), weights)
+            weight = _initializer(value)
+            weights[weight.name] = weight.dtype
+            values[weight.name] = weight
+        elif field in (11, 12, 13):
+            tensor, ranked = _value(value)
+            if field != 13:
+                (inputs if field == 11 else outputs).append(tensor)
+            if ranked:
+                values.setdefault(tensor.name, tensor)
+    given = tuple(v for v in inputs if v.name not in weights)
+    return Outline(tuple(nodes), given, tuple(outputs), weights, values)
 
 
 def _node(data: bytes) -> Node:
-    texts: dict[int, list[str]] = {1: [], 2: [], 3: [], 4: []}
+    texts: dict[int, list[str]] = {1: [], 2: [], 3: [], 4: [], 7: []}
+    attributes: dict[str, tuple[int, ...]] = {}
     for field, value in _fields(data):
         if field in texts and isinstance(value, bytes):
             texts[field].append(value.decode())
-    return Node("".join(texts[3]), "".join(texts[4]), tuple(texts[1]), tuple(texts[2]))
+        elif field == 5 and isinstance(value, bytes):
+            name, numbers = _attribute(value)
+            if numbers:
+                attributes[name] = numbers
+    domain = "".join(texts[7])
+    return Node(
+        "".join(texts[3]),
+        "".join(texts[4]),
+        tuple(texts[1]),
+        tuple(texts[2]),
+        attributes,
+        "" if domain == "ai.onnx" else domain,
+    )
 
 
-def _initializer(data: bytes) -> tuple[str, str]:
+def _attribute(data: bytes) -> tuple[str, tuple[int, ...]]:
+    """Name and integers of an attribute; no integers where it is of another kind."""
+    name = ""
+    numbers: list[int] = []
+    for field, value in _fields(data):
+        if field == 1 and isinstance(value, bytes):
+            name = value.decode()
+        elif field in (3, 8):  # one integer, a list of them
+            numbers += _integers(value)
+    return name, tuple(numbers)
+
+
+def _initializer(data: bytes) -> Value:
     name, kind = "", 0
+    shape: list[int] = []
     for field, value in _fields(data):
         if field == 8 and isinstance(value, bytes):
             name = value.decode()
         elif field == 2 and isinstance(value, int):
             kind = value
-    return name, DTYPES.get(kind, str(kind))
+        elif field == 1:
+            shape += _integers(value)
+    return Value(name, DTYPES.get(kind, str(kind)), tuple(shape))
 
 
-def _value(data: bytes) -> Value:
-    name, kind, shape = "", 0, []
+def _integers(value: int | bytes) -> list[int]:
+    """A repeated integer field, which stands packed in one field or each for itself."""
+    if isinstance(value, int):
+        return [_signed(value)]
+    found, at = [], 0
+    while at < len(value):
+        number, at = _varint(value, at)
+        found.append(_signed(number))
+    return found
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _value(data: bytes) -> tuple[Value, bool]:
+    """The tensor, and whether its shape is stated: a scalar has one, of no axes."""
+    name, kind, shape, ranked = "", 0, [], False
     for field, value in _fields(data):
         if field == 1 and isinstance(value, bytes):
             name = value.decode()
@@ -105,10 +163,11 @@ def _value(data: bytes) -> Value:
                 if part == 1 and isinstance(content, int):
                     kind = content
                 elif part == 2 and isinstance(content, bytes):
+                    ranked = True
                     shape = [
                         _axis(axis) for f, axis in _fields(content) if f == 1 and isinstance(axis, bytes)
                     ]
-    return Value(name, DTYPES.get(kind, str(kind)), tuple(shape))
+    return Value(name, DTYPES.get(kind, str(kind)), tuple(shape)), ranked
 
 
 def _axis(data: bytes) -> int:
