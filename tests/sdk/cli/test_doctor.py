@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from edgesmith.sdk.board import doctor
 from edgesmith.sdk.board.doctor import CHECKS, Check, examine
 from edgesmith.sdk.board.facts import Facts, Library
+from edgesmith.sdk.board.sensors import Gpu, PowerMode
 from edgesmith.sdk.cli.app import app
 
 BASE = {"edgesmith": "0.1.0", "numpy": "2.2.6", "msgspec": "0.20.0"}
@@ -45,7 +45,9 @@ DESK = Facts(
     driver=None,
     cache=Path("/home/user/.cache/edgesmith"),
     free_bytes=50 << 30,
+    backends=(("tensorrt", "no driver"), ("cpu", None)),
 )
+FASTEST = PowerMode(number=2, name="MAXN_SUPER")
 JETSON = dataclasses.replace(
     DESK,
     python=(3, 10, 12),
@@ -58,7 +60,12 @@ JETSON = dataclasses.replace(
     gstreamer=Library("1.20.3", {"pygobject": "3.42.1"}),
     tensorrt=Library("10.3.0", {"path": "/usr/lib/tensorrt"}),
     driver=Library("12.6", {"devices": "1"}),
+    gpu=Gpu(min_mhz=1020.0, max_mhz=1020.0),
+    mode=FASTEST,
+    fastest=FASTEST,
+    backends=(("tensorrt", None),),
 )
+NUMPY_2 = Library(error="ImportError: numpy.core.multiarray failed to import")
 # check, machine, what is different on it, status, pieces of the detail, pieces of the command
 FAULTS: list[tuple[str, Facts, dict[str, Any], str, str, str]] = [
     ("python", DESK, {"python": (3, 9, 18)}, "fail", "3.9.18; edgesmith needs 3.10", "install Python"),
@@ -134,6 +141,25 @@ FAULTS: list[tuple[str, Facts, dict[str, Any], str, str, str]] = [
     ),
     ("pycuda", JETSON, {"packages": BASE}, "warn", "TensorRT runs need it", "'edgesmith[jetson]'"),
     ("pycuda", DESK, {"tensorrt": Library("10.16.0")}, "warn", "TensorRT runs need it", "'edgesmith[gpu]'"),
+    ("numpy", JETSON, {"cv2": NUMPY_2}, "fail", "2.2.6; built for numpy 1: cv2", "'numpy<2'"),
+    ("numpy", JETSON, {"cv2": BROKEN}, "ok", "2.2.6", ""),
+    (
+        "power mode", JETSON, {"mode": PowerMode(number=0, name="15W")},
+        "warn", "15W (number 0), not MAXN_SUPER", "sudo nvpmodel -m 2",
+    ),
+    ("power mode", JETSON, {"mode": None}, "ok", "not told", ""),
+    ("power mode", JETSON, {}, "ok", "MAXN_SUPER (number 2)", ""),
+    (
+        "clocks", JETSON, {"gpu": Gpu(min_mhz=306.0, max_mhz=1020.0)},
+        "warn", "306 to 1020 MHz", "sudo jetson_clocks",
+    ),
+    ("clocks", JETSON, {"gpu": Gpu()}, "ok", "not told", ""),
+    ("clocks", JETSON, {}, "ok", "locked at 1020 MHz", ""),
+    ("backends", DESK, {}, "ok", "in this order: tensorrt (no: no driver); cpu", ""),
+    (
+        "backends", DESK, {"backends": (("cpu", "not installed"),)},
+        "warn", "none runs: cpu (no: not installed)", "'edgesmith[runtime]'",
+    ),
     ("disk", DESK, {"free_bytes": 1 << 30}, "warn", "1.0 GiB free", "XDG_CACHE_HOME"),
     ("disk", DESK, {"free_bytes": 1 << 20}, "fail", "0.0 GiB free", "XDG_CACHE_HOME"),
 ]  # fmt: skip
@@ -178,7 +204,7 @@ def test_a_sound_machine_in_words() -> None:
 
 
 def call(monkeypatch: pytest.MonkeyPatch, facts: Facts, *args: str) -> Result:
-    monkeypatch.setattr(doctor, "gather", lambda: facts)
+    monkeypatch.setattr("edgesmith.sdk.cli.doctor.gather", lambda order: facts)
     return CliRunner().invoke(app, ["doctor", *args], standalone_mode=False)
 
 

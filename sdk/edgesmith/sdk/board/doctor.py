@@ -249,6 +249,53 @@ def _pycuda(facts: Facts) -> Answer:
     return ok("not installed; only TensorRT runs need it")
 
 
+def _numpy(facts: Facts) -> Answer:
+    version = facts.packages.get("numpy")
+    if version is None:
+        return ok("not installed as a package")
+    signs = ("numpy", "multiarray", "_ARRAY_API")
+    libraries = {"onnxruntime": facts.onnxruntime, "cv2": facts.cv2, "tensorrt": facts.tensorrt}
+    broken = [
+        name
+        for name, found in libraries.items()
+        if found is not None and found.error and any(sign in found.error for sign in signs)
+    ]
+    if broken and _number(version) >= (2,):
+        return fail(f"{version}; built for numpy 1: {', '.join(broken)}", "pip install 'numpy<2'")
+    return ok(version)
+
+
+def _power_mode(facts: Facts) -> Answer:
+    if not facts.board:
+        return ok("no Jetson")
+    if facts.mode is None:
+        return ok("not told: /var/lib/nvpmodel/status cannot be read")
+    text = f"{facts.mode.name} (number {facts.mode.number})"
+    if facts.fastest is not None and facts.fastest.number != facts.mode.number:
+        return warn(f"{text}, not {facts.fastest.name}", f"sudo nvpmodel -m {facts.fastest.number}")
+    return ok(text)
+
+
+def _clocks(facts: Facts) -> Answer:
+    if not facts.board:
+        return ok("no Jetson")
+    gpu = facts.gpu
+    if gpu.locked is None:
+        return ok("the GPU's limits are not told")
+    if gpu.locked:
+        return ok(f"GPU locked at {gpu.max_mhz:.0f} MHz")
+    text = f"GPU not locked: {gpu.min_mhz:.0f} to {gpu.max_mhz:.0f} MHz, so timings vary"
+    return warn(text, "sudo jetson_clocks")
+
+
+def _backends(facts: Facts) -> Answer:
+    told = "; ".join(name if why is None else f"{name} (no: {why})" for name, why in facts.backends)
+    if facts.backends and all(why is not None for _, why in facts.backends):
+        mend = "sudo apt install nvidia-jetpack" if facts.board else "pip install 'edgesmith[runtime]'"
+        return warn(f"none runs: {told}", mend)
+    return ok(f"in this order: {told}" if told else "not looked at")
+
+
 def _disk(facts: Facts) -> Answer:
     text = f"{facts.free_bytes / 2**30:.1f} GiB free for engines in {facts.cache}"
     mend = "free some space, or set XDG_CACHE_HOME to a larger disk"
@@ -264,6 +311,7 @@ CHECKS: tuple[tuple[str, Callable[[Facts], Answer]], ...] = (
     ("board", _board),
     ("edgesmith", _edgesmith),
     ("extras", _extras),
+    ("numpy", _numpy),
     ("onnxruntime", _onnxruntime),
     ("opencv", _opencv),
     ("gstreamer", _gstreamer),
@@ -271,5 +319,8 @@ CHECKS: tuple[tuple[str, Callable[[Facts], Answer]], ...] = (
     ("cuda driver", _driver),
     ("tensorrt", _tensorrt),
     ("pycuda", _pycuda),
+    ("backends", _backends),
+    ("power mode", _power_mode),
+    ("clocks", _clocks),
     ("disk", _disk),
 )

@@ -17,6 +17,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from edgesmith.sdk.board.sensors import Board, Gpu, PowerMode
+
 
 @dataclass(frozen=True, slots=True)
 class Library:
@@ -41,6 +43,8 @@ class Facts:
         onnxruntime, cv2, gstreamer, av, tensorrt: None where the module is not there.
         driver: the CUDA driver; None where there is no ``libcuda.so.1``.
         cache: the folder for engines; ``free_bytes`` on its file system.
+        gpu, mode, fastest: a Jetson's GPU clocks, power mode, and the mode without limits.
+        backends: in the order that ``auto`` tries them, each with why it cannot run here, or None.
     """
 
     python: tuple[int, int, int]
@@ -57,11 +61,22 @@ class Facts:
     driver: Library | None
     cache: Path
     free_bytes: int
+    gpu: Gpu = field(default_factory=Gpu)
+    mode: PowerMode | None = None
+    fastest: PowerMode | None = None
+    backends: tuple[tuple[str, str | None], ...] = ()
 
 
-def gather() -> Facts:
-    """Look at this machine. Each library is imported; one that breaks is a fact like any other."""
-    cache = cache_folder()
+Order = Callable[[], list[tuple[str, "str | None"]]]
+
+
+def gather(order: Order | None = None) -> Facts:
+    """Look at this machine. Each library is imported; one that breaks is a fact like any other.
+
+    ``order`` tells the backends in the order that ``auto`` tries them; they are built on this package, so
+    whoever stands above both brings it (``backends.choose.order_here``).
+    """
+    cache, sensors = cache_folder(), Board()
     return Facts(
         python=sys.version_info[:3],
         machine=platform.machine(),
@@ -77,7 +92,19 @@ def gather() -> Facts:
         driver=_driver(),
         cache=cache,
         free_bytes=shutil.disk_usage(_existing(cache)).free,
+        gpu=sensors.gpu(),
+        mode=sensors.power_mode(),
+        fastest=sensors.fastest_mode(),
+        backends=_order(order) if order is not None else (),
     )
+
+
+def _order(ask: Order) -> tuple[tuple[str, str | None], ...]:
+    try:
+        return tuple(ask())
+    except (ImportError, OSError, AttributeError, RuntimeError) as error:
+        # A library that is installed and does not load: its own check says more.
+        return (("none", f"a library does not load: {type(error).__name__}: {error}"),)
 
 
 def cache_folder() -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from edgesmith.sdk.backends.tensorrt.engine import calibrated, engine_key, ensur
 from edgesmith.sdk.backends.tensorrt.fallback import open_checked
 from edgesmith.sdk.backends.tensorrt.library import Found, load_tensorrt, title_of
 from edgesmith.sdk.backends.tensorrt.plan import BuildOptions, EngineRecord
-from edgesmith.sdk.backends.tensorrt.race import ROUNDS, race
+from edgesmith.sdk.backends.tensorrt.race import ROUNDS, Conditions, race
 from edgesmith.sdk.backends.tensorrt.state import Event, Race, State, StateBook
 from edgesmith.sdk.backends.tensorrt.target import Target, detect_target
 from edgesmith.sdk.board.profiles import profile
+from edgesmith.sdk.board.sensors import Board, Throttling
 from edgesmith.sdk.bundle import Bundle
 from edgesmith.sdk.cli.output import console, emit_json, printable, table
 from edgesmith.sdk.errors import ConfigError
@@ -197,10 +199,26 @@ def _raced(
         progress=report,
         rounds=rounds,
         precisions=_precisions(bundle),
+        watch=watcher(Board()),
     )
     state = StateBook(cache, bundle, target).read()
     answer = _answer(bundle, target, found, state, result.winner or "")
     return answer, 0 if result.winner is not None else 1
+
+
+def watcher(board: Board) -> Callable[[], Conditions]:
+    """What a race looks at between its rounds: the board's power mode, GPU clock in MHz, throttling."""
+    throttling = Throttling(board)
+
+    def look() -> Conditions:
+        mode = board.power_mode()
+        return Conditions(
+            power_mode="" if mode is None else mode.name,
+            clock_mhz=board.gpu().mhz,
+            throttled=throttling.look(),
+        )
+
+    return look
 
 
 def _for_elsewhere(

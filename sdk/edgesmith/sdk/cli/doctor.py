@@ -7,7 +7,9 @@ from collections import Counter
 import click
 import msgspec
 
+from edgesmith.sdk.backends.choose import order_here
 from edgesmith.sdk.board.doctor import examine
+from edgesmith.sdk.board.facts import gather
 from edgesmith.sdk.cli.output import emit_json, table
 
 
@@ -22,7 +24,7 @@ def doctor(as_json: bool) -> int:
 
     With --json: checks, a list of name, status (ok, warn or fail), detail and mend (a command, or null).
     """
-    checks = examine()
+    checks = examine(gather(order_here))
     failed = any(check.status == "fail" for check in checks)
     if as_json:
         emit_json({"checks": msgspec.to_builtins(checks)})

@@ -8,6 +8,7 @@ from collections import Counter, deque
 from pathlib import Path
 from typing import Any
 
+from edgesmith.sdk.board.sensors import thermal_zones
 from edgesmith.sdk.loop.result import Answer, Result
 from edgesmith.sdk.percentiles import percentiles
 from edgesmith.sdk.results import Detections
@@ -111,13 +112,4 @@ def _found(answer: Answer | None) -> dict[str, int]:
 
 def temperatures(root: Path = _THERMAL) -> dict[str, float]:
     """Degrees Celsius by thermal zone, the hottest first; empty where the machine has none."""
-    found: dict[str, float] = {}
-    for zone in sorted(root.glob("thermal_zone*")):
-        try:
-            name = (zone / "type").read_text().strip()
-            degrees = int((zone / "temp").read_text()) / 1000
-        except (OSError, ValueError):
-            continue  # a Jetson's zones of parts that sleep answer with an error
-        if -40 < degrees < 150:  # a sensor that is off says -256
-            found[name] = max(degrees, found.get(name, degrees))
-    return dict(sorted(found.items(), key=lambda item: -item[1]))
+    return thermal_zones(root)

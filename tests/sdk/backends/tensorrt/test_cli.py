@@ -12,6 +12,7 @@ import pytest
 
 from edgesmith.sdk import Classifier, load_model
 from edgesmith.sdk.backends.choose import BACKENDS, order_here
+from edgesmith.sdk.board.sensors import Board
 from edgesmith.sdk.bundle import Bundle
 from edgesmith.sdk.cli.app import main
 from edgesmith.sdk.cli.build import byte_count
@@ -79,6 +80,28 @@ def test_the_race_decides_what_runs(trio: Bundle, edgesmith: Run, on: Callable[.
     status, out, _ = edgesmith("build", trio.path, "--race", "--rounds", 3)
     assert "from now on: fp16" in out
     assert "is slower here than fp16" in out
+
+
+def test_a_race_on_a_board_that_throttles_changes_nothing(
+    trio: Bundle, edgesmith: Run, on: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = tmp_path / "sys/class/devfreq/17000000.gpu"
+    for name, text in {
+        "device/of_node/name": "ga10b",
+        "device/load": "990",
+        "cur_freq": "306000000",
+        "max_freq": "918000000",
+    }.items():
+        (node / name).parent.mkdir(parents=True, exist_ok=True)
+        (node / name).write_text(text)
+    monkeypatch.setattr("edgesmith.sdk.cli.build.Board", lambda: Board(tmp_path))
+    status, out, _ = edgesmith("build", trio.path, "--race", "--rounds", 4, "--json")
+    race = json.loads(out)["race"]
+    assert (status, race["winner"], race["throttled"], race["clock_mhz"]) == (1, None, True, 306.0)
+    assert "the board throttled" in race["notes"][0]
+    (node / "cur_freq").write_text("918000000")
+    status, out, _ = edgesmith("build", trio.path, "--race", "--rounds", 4, "--json")
+    assert "the board throttled" not in str(json.loads(out)["race"]["notes"])
 
 
 def test_an_engine_that_computes_wrongly_is_told_everywhere(
