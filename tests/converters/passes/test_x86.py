@@ -384,3 +384,18 @@ def test_mobilenet_runs_in_integers_as_near_as_int8(
     assert kinds["QLinearConv"] == 27
     assert not {"Conv", "FusedConv", "Clip", "Pad", "Mul"} & set(kinds)
     assert bench.compare(model).decibels > int8.agreement.decibels - 1
+
+
+def test_a_clip_whose_limit_the_graph_computes_stays(
+    exact: onnx.ModelProto, ranges: dict[str, TensorRange]
+) -> None:
+    """No integers can be told to keep a limit that is not known yet."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(exact)
+    position, clip = next((n, node) for n, node in enumerate(proto.graph.node) if node.op_type == "Clip")
+    (limit,) = [i for i in proto.graph.initializer if i.name == clip.input[2]]
+    limit.name = "given"
+    computed = onnx.helper.make_node("Identity", ["given"], [clip.input[2]], name="computed")
+    proto.graph.node.insert(position, computed)
+    model = X86(ranges)(quantized(proto, ranges)).model
+    assert "Clip" in [node.op_type for node in model.graph]

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from edgesmith.calibration.sites import Site, sites_of
 from edgesmith.converters.passes.base import Declined, Pass, PassResult
+from edgesmith.converters.passes.constants import limits_of
 from edgesmith.converters.passes.producer import (
     HOMOGENEOUS,
     Producer,
     limit_by_channel,
-    limits_of,
     output_axis,
     producer_of,
     scale_inputs,

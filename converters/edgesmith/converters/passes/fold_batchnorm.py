@@ -7,6 +7,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgesmith.converters.passes.base import Declined, Pass, PassResult
+from edgesmith.converters.passes.constants import drop_unused
 
 Array = NDArray[np.float64]
 
@@ -84,7 +85,7 @@ def _fold(graph: ir.Graph, norm: ir.Node) -> None:
     graph.remove(norm, safe=True)
     result = layer.outputs[0]
     result.name, result.type, result.shape = name, output.type, output.shape
-    _drop_unused(graph)
+    drop_unused(graph)
 
 
 def _array(value: ir.Value | None) -> Array:
@@ -137,9 +138,3 @@ def _put(graph: ir.Graph, layer: ir.Node, index: int, name: str, array: Array) -
     if len(layer.inputs) <= index:
         layer.resize_inputs(index + 1)
     layer.replace_input_with(index, value)
-
-
-def _drop_unused(graph: ir.Graph) -> None:
-    """Take out initializers that nothing reads any more."""
-    for name in [n for n, v in graph.initializers.items() if not v.uses() and not v.is_graph_output()]:
-        graph.initializers.pop(name)

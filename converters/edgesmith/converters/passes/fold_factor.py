@@ -9,12 +9,12 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgesmith.converters.passes.base import Declined, Pass, PassResult
+from edgesmith.converters.passes.constants import limits_of
 from edgesmith.converters.passes.producer import (
     HOMOGENEOUS,
     Producer,
     drop,
     limit,
-    limits_of,
     producer_of,
     scale_outputs,
 )

@@ -6,13 +6,13 @@ import numpy as np
 import onnx_ir as ir
 
 from edgesmith.converters.passes.base import Declined, Pass, PassResult
+from edgesmith.converters.passes.constants import limits_of
 from edgesmith.converters.passes.fold_factor import Front, fronts, rename_changed
 from edgesmith.converters.passes.producer import (
     LIMITERS,
     Producer,
     drop,
     limit,
-    limits_of,
     producer_of,
     shift_outputs,
 )

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from edgesmith.calibration.scale_table import Quantizer
 from edgesmith.calibration.sites import MODULE_KEY, Site, sites_of
 from edgesmith.converters.passes.base import Declined, Pass, PassResult
+from edgesmith.converters.passes.constants import add_constant, drop_unused
 from edgesmith.sdk.errors import CalibrationError
 
 Integers = NDArray[np.int8]
@@ -100,7 +101,7 @@ class InsertQdq(Pass):
                 builder.layer(site, integers, quantizer, pads, self.weights.get(site.name))
         if self.residuals:
             declined += self._identities(model, builder, quantized, plain)
-        _drop_unused(model)
+        drop_unused(model.graph)
         return PassResult(model, sum(len(sites) for sites in groups.values()), tuple(declined))
 
     def _identities(
@@ -302,27 +303,7 @@ class _Builder:
         return node.outputs[0]
 
     def _constant(self, what: str, data: NDArray[Any] | np.generic) -> ir.Value:
-        name, number = f"{self._stem}/{what}", 1
-        while name in self.graph.initializers:
-            name, number = f"{self._stem}/{what}_{number}", number + 1
-        array = np.asarray(data)
-        value = ir.Value(
-            name=name,
-            const_value=ir.tensor(array, name=name),
-            type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
-            shape=ir.Shape(array.shape),
-        )
-        self.graph.initializers[name] = value
-        return value
-
-
-def _drop_unused(model: ir.Model) -> None:
-    """Take out constants that no node reads any more: the float weights."""
-    initializers = model.graph.initializers
-    for name in [
-        name for name, value in initializers.items() if not value.uses() and not value.is_graph_output()
-    ]:
-        del initializers[name]
+        return add_constant(self.graph, f"{self._stem}/{what}", data)
 
 
 def bias_of(site: Site) -> NDArray[np.float64]:

@@ -13,6 +13,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from edgesmith.converters.passes.constants import add_constant
+
 Array = NDArray[np.float64]
 HOMOGENEOUS = frozenset({"Relu", "LeakyRelu", "PRelu"})
 LIMITERS = frozenset({"Relu", "Clip"})
@@ -65,20 +67,6 @@ def producer_of(value: ir.Value | None, readers: int = 1) -> Producer | str:
     if bias is not None and bias.const_value is None:
         return f"the bias of {node.name} is computed in the graph"
     return Producer(node, activation)
-
-
-def limits_of(node: ir.Node) -> tuple[float, float] | None:
-    """What a Relu or Clip limits its values to; None where the graph computes a limit."""
-    if node.op_type == "Relu":
-        return 0.0, float("inf")
-    found = [-float("inf"), float("inf")]
-    for index, value in enumerate(node.inputs[1:3]):
-        if value is None:
-            continue
-        if value.const_value is None:
-            return None
-        found[index] = float(value.const_value.numpy())
-    return found[0], found[1]
 
 
 def scale_outputs(graph: ir.Graph, layer: ir.Node, gain: Array) -> None:
@@ -149,7 +137,7 @@ def limit(graph: ir.Graph, activation: ir.Node, low: float | None, high: float |
     inputs: list[ir.Value | None] = [activation.inputs[0]]
     stem = activation.name or activation.outputs[0].name or "limit"
     for what, bound in (("least", low), ("most", high)):
-        inputs.append(None if bound is None else constant(graph, f"{stem}/{what}", np.float32(bound)))
+        inputs.append(None if bound is None else add_constant(graph, f"{stem}/{what}", np.float32(bound)))
     while inputs[-1] is None:
         inputs.pop()
     old = activation.outputs[0]
@@ -167,7 +155,7 @@ def limit_by_channel(graph: ir.Graph, activation: ir.Node, most: Array) -> None:
     old, source = activation.outputs[0], activation.inputs[0]
     rank = len(old.shape) if old.shape is not None else 4
     stem = activation.name or old.name or "limit"
-    bounds = constant(graph, f"{stem}/most", most.astype(np.float32).reshape(1, -1, *[1] * (rank - 2)))
+    bounds = add_constant(graph, f"{stem}/most", most.astype(np.float32).reshape(1, -1, *[1] * (rank - 2)))
     relu = ir.node("Relu", [source], name=f"{stem}/Relu")
     least = ir.node("Min", [relu.outputs[0], bounds], name=activation.name)
     inner, new = relu.outputs[0], least.outputs[0]
@@ -176,22 +164,6 @@ def limit_by_channel(graph: ir.Graph, activation: ir.Node, most: Array) -> None:
     graph.insert_before(activation, [relu, least])
     ir.convenience.replace_all_uses_with(old, new)
     graph.remove(activation, safe=True)
-
-
-def constant(graph: ir.Graph, name: str, data: NDArray[Any] | np.generic) -> ir.Value:
-    """A new constant whose name starts with ``name``."""
-    free, number = name, 1
-    while free in graph.initializers:
-        free, number = f"{name}_{number}", number + 1
-    array = np.asarray(data)
-    value = ir.Value(
-        name=free,
-        const_value=ir.tensor(array, name=free),
-        type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
-        shape=ir.Shape(array.shape),
-    )
-    graph.initializers[free] = value
-    return value
 
 
 def drop(graph: ir.Graph, value: ir.Value | None) -> None:
@@ -226,4 +198,4 @@ def _own(graph: ir.Graph, node: ir.Node, index: int, name: str, data: NDArray[An
     old = node.inputs[index] if len(node.inputs) > index else None
     node.replace_input_with(index, None)
     drop(graph, old)
-    node.replace_input_with(index, constant(graph, name, data))
+    node.replace_input_with(index, add_constant(graph, name, data))

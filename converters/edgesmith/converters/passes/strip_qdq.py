@@ -10,6 +10,7 @@ import onnx_ir as ir
 from edgesmith.calibration.cache_file import plain_scale
 from edgesmith.calibration.scale_table import Quantizer
 from edgesmith.converters.passes.base import Declined, Pass, PassResult
+from edgesmith.converters.passes.constants import add_constant, drop_unused
 
 Q, DQ = "QuantizeLinear", "DequantizeLinear"
 # The output's values are the input's, all of them: a scale of one side fits the other.
@@ -64,7 +65,7 @@ class StripQdq(Pass):
         for node in reversed(list(graph)):
             if node.op_type == Q and not node.outputs[0].uses() and not node.outputs[0].is_graph_output():
                 graph.remove(node, safe=True)
-        _drop_unused(graph)
+        drop_unused(graph)
         _carry(graph, scales)
         return Stripped(model, changes, tuple(declined), scales)
 
@@ -116,17 +117,7 @@ def _restore_weight(graph: ir.Graph, node: ir.Node) -> None:
         shape[node.attributes.get_int("axis", 1)] = -1
         steps = steps.reshape(shape)
     array = (values.astype(np.float32) * steps.astype(np.float32)).astype(scale.const_value.dtype.numpy())
-    name, number = f"{integers.name}/float", 1
-    while name in graph.initializers:
-        name, number = f"{integers.name}/float_{number}", number + 1
-    kind = ir.DataType.from_numpy(array.dtype)
-    weight = ir.Value(
-        name=name,
-        type=ir.TensorType(kind),
-        shape=ir.Shape(array.shape),
-        const_value=ir.tensor(array, name=name),
-    )
-    graph.initializers.add(weight)
+    weight = add_constant(graph, f"{integers.name}/float", array)
     ir.convenience.replace_all_uses_with(node.outputs[0], weight, replace_graph_outputs=True)
 
 
@@ -191,8 +182,3 @@ def _carry(graph: ir.Graph, scales: dict[str, float]) -> None:
                     for value in taking:
                         if value.name:
                             scales.setdefault(value.name, scale)
-
-
-def _drop_unused(graph: ir.Graph) -> None:
-    for name in [n for n, v in graph.initializers.items() if not v.uses() and not v.is_graph_output()]:
-        graph.initializers.pop(name)

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from edgesmith.calibration.distribution import Window
 from edgesmith.calibration.scale_table import Activation, Quantizer, ScaleTable
 from edgesmith.calibration.sites import Site
-from edgesmith.converters.passes.producer import HOMOGENEOUS, LIMITERS, limits_of, producer_of
+from edgesmith.converters.passes.constants import limits_of
+from edgesmith.converters.passes.producer import HOMOGENEOUS, LIMITERS, producer_of
 
 # Candidate shares of a tensor's window that lie below zero, when channels are brought to one window.
 BELOW_ZERO = np.linspace(0.0, 0.5, 26)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from edgesmith.converters.passes.base import Pass, PassResult
+from edgesmith.converters.passes.constants import drop_unused
 from edgesmith.converters.passes.x86.draft import Draft, Ranges, TensorRange
 from edgesmith.converters.passes.x86.factors import explicit_factors, fill_channels
 from edgesmith.converters.passes.x86.pairs import integer_biases, take_pairs, write_pairs
@@ -49,5 +50,5 @@ class X86(Pass):
             spread(draft)
             write_pairs(draft)
             integer_biases(draft)
-            draft.drop_unused()
+            drop_unused(draft.graph)
         return PassResult(model, count, tuple(draft.declined))

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgesmith.converters.passes.base import Declined
+from edgesmith.converters.passes.constants import add_constant
 
 Array = NDArray[np.float64]
 LEAST_RANGE = 1e-6
@@ -161,24 +162,7 @@ class Draft:
 
     def constant(self, name: str, data: NDArray[Any] | np.generic) -> ir.Value:
         """A new constant; the name gets a number where it is taken."""
-        free, number = name, 1
-        while free in self.graph.initializers:
-            free, number = f"{name}_{number}", number + 1
-        array = np.asarray(data)
-        value = ir.Value(
-            name=free,
-            const_value=ir.tensor(array, name=free),
-            type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
-            shape=ir.Shape(array.shape),
-        )
-        self.graph.initializers[free] = value
-        return value
-
-    def drop_unused(self) -> None:
-        """Take out constants that no node reads any more."""
-        held = self.graph.initializers
-        for name in [n for n, v in held.items() if not v.uses() and not v.is_graph_output()]:
-            del held[name]
+        return add_constant(self.graph, name, data)
 
 
 def constant(value: ir.Value | None) -> NDArray[Any]:
@@ -191,16 +175,3 @@ def constant(value: ir.Value | None) -> NDArray[Any]:
 def only_reader(value: ir.Value, node: ir.Node) -> bool:
     """Whether no other node reads a tensor, and the graph does not give it out."""
     return not value.is_graph_output() and all(user is node for user, _ in value.uses())
-
-
-def limits(node: ir.Node) -> tuple[float, float]:
-    """What a ReLU or Clip limits its values to."""
-    if node.op_type == "Relu":
-        return 0.0, float("inf")
-    bounds = [-float("inf"), float("inf")]
-    for index, value in enumerate(node.inputs[1:3]):
-        if value is not None:
-            bounds[index] = (
-                float(value.const_value.numpy()) if value.const_value is not None else float("nan")
-            )
-    return bounds[0], bounds[1]

@@ -9,7 +9,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgesmith.converters.passes.base import Declined
-from edgesmith.converters.passes.x86.draft import Array, Draft, Grid, constant, limits
+from edgesmith.converters.passes.constants import limits_of
+from edgesmith.converters.passes.x86.draft import Array, Draft, Grid, constant
 
 LIMITERS = frozenset({"Relu", "Clip"})
 
@@ -76,7 +77,8 @@ def _grid(source: ir.Value, scale: float, shift: int) -> Grid:
     zero point is 0, and values past 127 are no longer cut off.
     """
     maker = source.producer()
-    plain = shift == 0 and maker is not None and maker.op_type in LIMITERS and limits(maker)[0] >= 0
+    bounds = limits_of(maker) if maker is not None and maker.op_type in LIMITERS else None
+    plain = shift == 0 and bounds is not None and bounds[0] >= 0
     return Grid(scale, 0 if plain else 128 - shift)
 
 

@@ -7,8 +7,9 @@ from collections import defaultdict
 import numpy as np
 import onnx_ir as ir
 
+from edgesmith.converters.passes.constants import limits_of
 from edgesmith.converters.passes.x86.activations import limit_leaky, quantize_silu, silu_of
-from edgesmith.converters.passes.x86.draft import Draft, Grid, limits
+from edgesmith.converters.passes.x86.draft import Draft, Grid
 from edgesmith.converters.passes.x86.pairs import LIMITERS
 
 MOVES = frozenset({"MaxPool", "Reshape", "Transpose", "Split", "Slice", "Resize", "Flatten"})
@@ -31,7 +32,10 @@ def absorb_limits(draft: Draft) -> None:
             continue
         factor = draft.factors.get(result)
         widest = np.asarray(1.0 if factor is None else factor)
-        least, most = limits(node)
+        bounds = limits_of(node)
+        if bounds is None:
+            continue
+        least, most = bounds
         slack = LIMIT_SLACK * grid.scale
         if (grid.low * widest < least - slack).any() or (
             grid.high * widest > most * (1 + 1e-6) + slack
