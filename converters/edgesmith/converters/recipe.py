@@ -20,14 +20,15 @@ from typing import Any, Literal
 import msgspec
 
 from edgesmith.converters.recipe_keys import (
-    NAME_LISTS,
     PATH_KEYS,
     dotted,
+    floats_of,
     from_here,
     glob_finds,
     leaf_keys,
     put_at,
     refuse_unknown,
+    refuse_unlisted,
     texts_of,
     value_at,
 )
@@ -367,11 +368,7 @@ class Recipe(Table, frozen=True, kw_only=True, forbid_unknown_fields=True):
         if self.nms is not None and self.task != "detect":
             raise RecipeError(f'{where}: nms: goes with task "detect" only', key="nms")
         table = msgspec.to_builtins(self)
-        for key, known in NAME_LISTS.items():
-            given = value_at(table, key)
-            for name in () if isinstance(given, str) else given or ():
-                if name not in known:
-                    raise RecipeError(f"{where}: {key}: no {name!r}; there are {', '.join(known)}", key=key)
+        refuse_unlisted(table, where)
         for key in PATH_KEYS:
             given = value_at(table, key)
             for value in texts_of(given if key != "labels" or isinstance(given, str) else None):
@@ -385,8 +382,8 @@ def _arithmetic(given: Input) -> tuple[float, tuple[float, ...], tuple[float, ..
 
     (p * s - m) / d  =  (p - m / s) / (d / s)
     """
-    mean, std = _floats(given.mean), _floats(given.std)
-    scales = _floats(given.scale)
+    mean, std = floats_of(given.mean), floats_of(given.std)
+    scales = floats_of(given.scale)
     if len(set(scales)) == 1:
         return scales[0], mean, std
     channels = 1 if given.color == "y" else 3
@@ -401,7 +398,3 @@ def _arithmetic(given: Input) -> tuple[float, tuple[float, ...], tuple[float, ..
         tuple(m / s for m, s in zip(means, scales, strict=False)),
         tuple(d / s for d, s in zip(stds, scales, strict=False)),
     )
-
-
-def _floats(value: Number | tuple[Number, ...]) -> tuple[float, ...]:
-    return tuple(float(v) for v in value) if isinstance(value, tuple) else (float(value),)

@@ -156,6 +156,19 @@ def from_here(key: str, value: Any) -> Any:
     return value
 
 
+def refuse_unlisted(table: Mapping[str, Any], where: str) -> None:
+    """Refuse a name that is not among those of its list (:data:`NAME_LISTS`).
+
+    Raises:
+        RecipeError: says which name, and which there are.
+    """
+    for key, known in NAME_LISTS.items():
+        given = value_at(table, key)
+        for name in () if isinstance(given, str) else given or ():
+            if name not in known:
+                raise RecipeError(f"{where}: {key}: no {name!r}; there are {', '.join(known)}", key=key)
+
+
 def value_at(table: Mapping[str, Any], key: str) -> Any:
     """What stands at a dotted key, None where nothing does."""
     value: Any = table
@@ -172,3 +185,8 @@ def put_at(table: dict[str, Any], key: str, value: Any) -> None:
         table[part] = dict(inner) if isinstance(inner, Mapping) else {}
         table = table[part]
     table[last] = value
+
+
+def floats_of(value: float | tuple[float, ...]) -> tuple[float, ...]:
+    """A number, or several, as floats."""
+    return tuple(float(v) for v in value) if isinstance(value, tuple) else (float(value),)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -36,7 +37,7 @@ R = TypeVar("R")
 M = TypeVar("M", bound="Model[Any]")
 
 
-class Model(Generic[R]):
+class Model(ABC, Generic[R]):
     """What the tasks share: loading, preprocess, batching, timing, the thread rule.
 
     Attributes:
@@ -136,9 +137,9 @@ class Model(Generic[R]):
         with self._alone(self._preparing):
             return self._prepare(frames)
 
+    @abstractmethod
     def decode(self, outputs: dict[str, Array], geometries: Sequence[Geometry]) -> list[R]:
         """The answers in a batch's outputs, one for each geometry."""
-        raise NotImplementedError(f"{type(self).__name__} has no decode")
 
     def run_prepared(self, batch: Array) -> dict[str, Array]:
         """The graph's outputs for a batch ``(N, ...)``, of :meth:`prepare` or prepared elsewhere.

@@ -18,12 +18,13 @@ from edgesmith.sdk.backends.base import Options
 from edgesmith.sdk.backends.choose import open_backend
 from edgesmith.sdk.backends.onnxruntime import open_bound, open_cuda, open_tensorrt_ep
 from edgesmith.sdk.bundle import Bundle
-from edgesmith.sdk.cuda import compile as kernels
 from edgesmith.sdk.cuda.backend import DeviceBackend
 from edgesmith.sdk.errors import BackendError, BindingError, MissingExtraError
 from edgesmith.sdk.manifest import Batch
 from edgesmith.sdk.preprocess import Preprocess
 from edgesmith.sdk.testing.fake_cuda import FakeCuda
+
+pytestmark = pytest.mark.usefixtures("without_compilers")
 
 MakeBundle = Callable[..., Path]
 CUDA, TENSORRT, CPU = "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"
@@ -125,21 +126,6 @@ class Library:
 
     def InferenceSession(self, graph: bytes, settings: Any, **more: Any) -> Session:
         return Session(self, graph, settings, **more)
-
-
-@pytest.fixture(autouse=True)
-def _no_compilers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(kernels, "find_nvcc", lambda: None)
-    monkeypatch.setattr(kernels, "find_nvrtc", lambda: None)
-
-
-@pytest.fixture(params=["discrete", "integrated"])
-def cuda(request: pytest.FixtureRequest) -> Iterator[FakeCuda]:
-    """A fake GPU; nothing may be left on it."""
-    device = FakeCuda(integrated=request.param == "integrated")
-    yield device
-    assert device.leaks() == {}
 
 
 @pytest.fixture

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgesmith.sdk.cuda import compile as kernels
 from edgesmith.sdk.cuda.context import Gpu
 from edgesmith.sdk.testing.fake_cuda import FakeCuda
 
@@ -17,19 +15,8 @@ Picture = NDArray[np.uint8]
 
 
 @pytest.fixture(autouse=True)
-def _no_compilers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The assembly of the package serves, and nothing is written into the user's cache."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(kernels, "find_nvcc", lambda: None)
-    monkeypatch.setattr(kernels, "find_nvrtc", lambda: None)
-
-
-@pytest.fixture(params=["discrete", "integrated"])
-def cuda(request: pytest.FixtureRequest) -> Iterator[FakeCuda]:
-    """A fake GPU, with memory of its own and with shared memory; nothing may be left on it."""
-    device = FakeCuda(integrated=request.param == "integrated")
-    yield device
-    assert device.leaks() == {}
+def _without_compilers(without_compilers: None) -> None:
+    """For every test of this folder."""
 
 
 @pytest.fixture

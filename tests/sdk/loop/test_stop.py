@@ -222,8 +222,9 @@ def test_closing_twice_and_never_starting_close_the_cameras_once(camera: Any, re
 
 
 SCRIPT = """
-import sys, time, threading
+import signal, sys, time, threading
 import numpy as np
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins with it ignored
 from edgesmith.sdk.cameras.base import Frame
 from edgesmith.sdk.loop.capture_loop import CaptureLoop
 
@@ -245,13 +246,16 @@ except KeyboardInterrupt:
 
 
 def test_ctrl_c_ends_a_loop_that_waits() -> None:
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    time.sleep(0.2)
-    began = time.monotonic()
-    os.kill(process.pid, signal.SIGINT)
-    rest, _ = process.communicate(timeout=30)
+    with subprocess.Popen([sys.executable, "-c", SCRIPT], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            time.sleep(0.2)
+            began = time.monotonic()
+            os.kill(process.pid, signal.SIGINT)
+            rest, _ = process.communicate(timeout=30)
+        finally:
+            process.kill()
     assert rest == "[]\n"
     assert process.returncode == 0
     assert time.monotonic() - began < 5

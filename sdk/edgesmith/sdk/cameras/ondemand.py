@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 from edgesmith.sdk.cameras.base import CameraState, CameraStatus, Frame
@@ -13,7 +14,7 @@ from edgesmith.sdk.cameras.book import OnState
 log = logging.getLogger(__name__)
 
 
-class OnDemandCamera:
+class OnDemandCamera(ABC):
     """States, counts and closing around a generator of frames, which a subclass gives.
 
     ``close()`` may come from another thread: the reader ends at the next frame.
@@ -37,9 +38,9 @@ class OnDemandCamera:
         self._closed = threading.Event()
         self._status = CameraStatus(state=CameraState.OPENING, since_ns=time.monotonic_ns())
 
+    @abstractmethod
     def _read(self) -> Iterator[Frame]:
         """The frames; where the last call stopped, the next one goes on."""
-        raise NotImplementedError
 
     def frames(self) -> Iterator[Frame]:
         """Frames in order, until the source ends or is closed.

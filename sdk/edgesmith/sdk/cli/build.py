@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -130,10 +131,8 @@ def build(
     if compute_capability is not None:
         return _for_elsewhere(opened, variant, found, target, options, cache, fresh, as_json)
     with _shown() as report:
-        if racing:
-            answer, status = _raced(opened, variant, found, target, options, cache, device, rounds, report)
-        else:
-            answer, status = _built(opened, variant, found, target, options, cache, device, fresh, report)
+        asked = _Asked(opened, variant, found, target, options, cache, device, report)
+        answer, status = _raced(asked, rounds) if racing else _built(asked, fresh)
     if as_json:
         emit_json(answer)
     else:
@@ -141,68 +140,73 @@ def build(
     return status
 
 
-def _built(
-    bundle: Bundle,
-    variant: str | None,
-    found: Found,
-    target: Target,
-    options: BuildOptions,
-    cache: EngineCache,
-    device: int,
-    fresh: bool,
-    report: Report,
-) -> tuple[dict[str, Any], int]:
+@dataclass(frozen=True)
+class _Asked:
+    """What the command was asked for, and what it found on this machine."""
+
+    bundle: Bundle
+    variant: str | None
+    found: Found
+    target: Target
+    options: BuildOptions
+    cache: EngineCache
+    device: int
+    report: Report
+
+    @property
+    def book(self) -> StateBook:
+        """What is remembered of the bundle on this device."""
+        return StateBook(self.cache, self.bundle, self.target)
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """What every step of building is told."""
+        return {
+            "found": self.found,
+            "target": self.target,
+            "options": self.options,
+            "cache": self.cache,
+            "progress": self.report,
+        }
+
+
+def _built(asked: _Asked, fresh: bool) -> tuple[dict[str, Any], int]:
     # Here and not above: the runtime's file needs CUDA's Python side, and `--help` does not.
     from edgesmith.sdk.backends.tensorrt.run import opener
 
-    book = StateBook(cache, bundle, target)
-    asked: dict[str, Any] = {"found": found, "target": target, "options": options, "cache": cache}
-    name = variant or book.read().choice or bundle.manifest.chosen
+    bundle, options, target, found = asked.bundle, asked.options, asked.target, asked.found
+    name = asked.variant or asked.book.read().choice or bundle.manifest.chosen
     # First what was asked for and nothing else: a build that fails ends the command.
-    engine, _ = ensure_engine(bundle, name, **asked, progress=report, fresh=fresh)
+    engine, _ = ensure_engine(bundle, name, **asked.place, fresh=fresh)
     if fresh:
-        book.forgive(engine.record.key.digest)
-    backend = open_checked(bundle, variant, **asked, open_engine=opener(found, device), progress=report)
+        asked.book.forgive(engine.record.key.digest)
+    backend = open_checked(bundle, asked.variant, **asked.place, open_engine=opener(found, asked.device))
     in_use = backend.variant
     backend.close()
-    state = book.change(lambda old: msgspec.structs.replace(old, options=options))
+    state = asked.book.change(lambda old: msgspec.structs.replace(old, options=options))
     answer = _answer(bundle, target, found, state, in_use)
-    record = cache.load(engine_key(bundle, in_use, found=found, target=target, options=options), target)[0]
+    key = engine_key(bundle, in_use, found=found, target=target, options=options)
+    record = asked.cache.load(key, target)[0]
     answer["engine"] = None if record is None else _engine(record.record)
     return answer, 0 if state.rollback is None else 1
 
 
-def _raced(
-    bundle: Bundle,
-    variant: str | None,
-    found: Found,
-    target: Target,
-    options: BuildOptions,
-    cache: EngineCache,
-    device: int,
-    rounds: int,
-    report: Report,
-) -> tuple[dict[str, Any], int]:
+def _raced(asked: _Asked, rounds: int) -> tuple[dict[str, Any], int]:
     from edgesmith.sdk.backends.tensorrt.run import opener
 
-    if variant is not None:
+    if asked.variant is not None:
         raise ConfigError("--race decides on the variant: leave --variant out")
-    if calibrated(found, options):
+    if calibrated(asked.found, asked.options):
         raise ConfigError("--race compares what a GPU runs, and a DLA here takes one graph: leave --dla out")
     result = race(
-        bundle,
-        found=found,
-        target=target,
-        open_engine=opener(found, device),
-        options=options,
-        cache=cache,
-        progress=report,
+        asked.bundle,
+        **asked.place,
+        open_engine=opener(asked.found, asked.device),
         rounds=rounds,
-        precisions=_precisions(bundle),
+        precisions=_precisions(asked.bundle),
         watch=watcher(Board()),
     )
-    state = StateBook(cache, bundle, target).read()
-    answer = _answer(bundle, target, found, state, result.winner or "")
+    answer = _answer(asked.bundle, asked.target, asked.found, asked.book.read(), result.winner or "")
     return answer, 0 if result.winner is not None else 1
 
 

@@ -31,12 +31,13 @@ from edgesmith.sdk.backends.tensorrt.run import (
 )
 from edgesmith.sdk.backends.tensorrt.target import detect_target
 from edgesmith.sdk.bundle import Bundle
-from edgesmith.sdk.cuda import compile as kernels
 from edgesmith.sdk.errors import BackendError, BindingError, CudaError, IncompatibleEngineError
 from edgesmith.sdk.manifest import Batch
 from edgesmith.sdk.testing import fake_runtime
 from edgesmith.sdk.testing.fake_cuda import FakeCuda
 from edgesmith.sdk.testing.fake_tensorrt import FakeTensorRT
+
+pytestmark = pytest.mark.usefixtures("without_compilers")
 
 MakeBundle = Callable[..., Path]
 VERSIONS = ["10.3.0", "10.13.3", "10.16", "11.4", "1.7.1.116"]
@@ -49,22 +50,6 @@ agraph ({kind}[N, 3, 4, 6] images) => ({kind}[N, 3, 4, 6] twice, int64[1] count)
   count = Identity (shape)
 }}
 """
-
-
-@pytest.fixture(autouse=True)
-def _hermetic(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    monkeypatch.setattr(kernels, "find_nvcc", lambda: None)
-    monkeypatch.setattr(kernels, "find_nvrtc", lambda: None)
-
-
-@pytest.fixture(params=["discrete", "integrated"])
-def cuda(request: pytest.FixtureRequest) -> Iterator[FakeCuda]:
-    """A fake GPU; nothing may be left on it."""
-    device = FakeCuda(integrated=request.param == "integrated")
-    yield device
-    assert device.leaks() == {}
-
 
 Plan = Callable[..., Engine]
 

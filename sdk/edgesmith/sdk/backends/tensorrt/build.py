@@ -99,15 +99,13 @@ def preflight(graph_bytes: int, wanted_bytes: int, free: int | None, *, shared: 
     if room < LEAST_WORKSPACE:
         raise BuildError(
             f"not enough memory to build: {_mib(free)} are free, and about {_mib(needed + LEAST_WORKSPACE)} "
-            "are "
-            "needed. Stop other programs, or the desktop (sudo systemctl isolate multi-user.target), or "
-            "add swap"
+            "are needed. Stop other programs, or the desktop (sudo systemctl isolate multi-user.target), "
+            "or add swap"
         )
     return Memory(
         room,
         f"{_mib(free)} of memory are free: the workspace is {_mib(room)} instead of {_mib(wanted_bytes)}, "
-        "and the "
-        "engine may be slower for it; stop other programs or the desktop, and build again",
+        "and the engine may be slower for it; stop other programs or the desktop, and build again",
     )
 
 
@@ -208,8 +206,7 @@ def _work(folder: Path, timeout_s: float, progress: Progress | None) -> Answer:
     if status == -signal.SIGKILL:
         raise BuildError(
             "the build was killed, most likely because memory ran out (`sudo dmesg` says so): stop other "
-            "programs, "
-            f"give a smaller --workspace, or add swap{_tail(folder)}"
+            f"programs, give a smaller --workspace, or add swap{_tail(folder)}"
         )
     if status < 0:
         raise BuildError(f"TensorRT crashed while building ({signal.Signals(-status).name}){_tail(folder)}")
