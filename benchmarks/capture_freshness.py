@@ -115,6 +115,29 @@ def figures(rows: list[tuple[float, float, int]]) -> dict[str, Any]:
     }
 
 
+def serve() -> tuple[str, subprocess.Popen[str]]:
+    """The address of a stream, and the process of its server."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = str(listener.getsockname()[1])
+    server = subprocess.Popen(
+        [sys.executable, str(SERVER), "--port", port], stdout=subprocess.PIPE, text=True
+    )
+    if server.stdout is None or server.stdout.readline() != "READY\n":
+        server.kill()
+        raise SystemExit("the RTSP server did not start: is gst-rtsp-server there?")
+    return f"rtsp://127.0.0.1:{port}/test", server
+
+
+def answer(name: str, process: subprocess.Popen[str]) -> list[tuple[float, float, int]]:
+    """A reader's rows; ends the benchmark where the reader did not come to its end."""
+    said = process.communicate()[0]
+    if process.returncode != 0:
+        raise SystemExit(f"the reader {name!r} ended with status {process.returncode}")
+    rows: list[tuple[float, float, int]] = json.loads(said)
+    return rows
+
+
 def main() -> None:
     """Run the readers side by side and write the results."""
     parser = argparse.ArgumentParser()
@@ -131,24 +154,21 @@ def main() -> None:
     load = round(os.getloadavg()[0], 2)
     if load > 1:
         print(f"the machine is busy (load {load:g}): the ages will tell more of it than of the readers")
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = str(listener.getsockname()[1])
-    server = subprocess.Popen(
-        [sys.executable, str(SERVER), "--port", port], stdout=subprocess.PIPE, text=True
-    )
+    # A server for each reader: one that does not read holds up all that share a stream with it.
+    servers: list[subprocess.Popen[str]] = []
+    running: dict[str, subprocess.Popen[str]] = {}
     try:
-        if server.stdout is None or server.stdout.readline() != "READY\n":
-            raise SystemExit("the RTSP server did not start: is gst-rtsp-server there?")
-        command = [sys.executable, __file__, "--url", f"rtsp://127.0.0.1:{port}/test"]
-        command += ["--seconds", str(options.seconds + WARM_S), "--hz", str(options.hz), "--watch"]
-        running = {
-            name: subprocess.Popen([*command, name], stdout=subprocess.PIPE, text=True) for name in READERS
-        }
-        found = {name: figures(json.loads(process.communicate()[0])) for name, process in running.items()}
+        for name in READERS:
+            url, server = serve()
+            servers.append(server)
+            command = [sys.executable, __file__, "--url", url, "--hz", str(options.hz)]
+            command += ["--seconds", str(options.seconds + WARM_S), "--watch", name]
+            running[name] = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        found = {name: figures(answer(name, process)) for name, process in running.items()}
     finally:
-        server.kill()
-        server.wait()
+        for process in (*running.values(), *servers):
+            process.kill()
+            process.wait()
     columns = ("p50_ms", "p90_ms", "p99_ms", "max_ms", "last_ms", "growth_ms_per_s")
     print_table(("reader", *columns), [(name, *(f[c] for c in columns)) for name, f in found.items()])
     passed = found["edgesmith"]["p99_ms"] < BAR_MS
