@@ -59,7 +59,7 @@ def test_outputs_after_a_change_of_weights_are_those_of_the_graph_with_them(
 ) -> None:
     """What the steps compute by themselves, and what the finished graph computes, are the same."""
     proto, layers = unrounded
-    found = learned_rounding(graph, proto, layers, tensors[:4], correct=False, settings=Settings(steps=20))
+    found = learned_rounding(graph, proto, layers, tensors[:4], correct=False, settings=Settings(ridge=0.0))
     chosen = quantizers_for(
         table_of(graph, tensors), list(sites.values()), method="minmax", repairs={"factor", "offset"}
     )
@@ -78,7 +78,7 @@ def test_no_layer_gets_worse_and_the_whole_gets_better(
     graph: onnx.ModelProto, tensors: list[Floats], unrounded: tuple[onnx.ModelProto, dict[str, Unrounded]]
 ) -> None:
     proto, layers = unrounded
-    found = learned_rounding(graph, proto, layers, tensors[:8], settings=Settings(steps=80))
+    found = learned_rounding(graph, proto, layers, tensors[:8], settings=Settings(ridge=0.1))
     assert all(share <= 1.0 for share in found.losses.values())
     assert np.mean(list(found.losses.values())) < 0.97
     for name, one in layers.items():
@@ -91,7 +91,7 @@ def test_the_same_seed_gives_the_same_weights(
     graph: onnx.ModelProto, tensors: list[Floats], unrounded: tuple[onnx.ModelProto, dict[str, Unrounded]]
 ) -> None:
     def learned(seed: int) -> dict[str, NDArray[np.int8]]:
-        settings = Settings(steps=10, positions=20, seed=seed)
+        settings = Settings(positions=20, seed=seed)
         return learned_rounding(graph, *unrounded, tensors[:3], settings=settings).weights
 
     first, second, other = learned(1), learned(1), learned(2)
@@ -122,11 +122,34 @@ def correlated(random: np.random.Generator, channels: int) -> tuple[Moments, Flo
 def test_correlated_inputs_are_where_it_pays() -> None:
     moments, weight = correlated(np.random.default_rng(0), 24)
     layer = coarse(weight)
-    rows, share = rounded_rows(layer, moments, Settings())
+    rows, share = rounded_rows(layer, moments, Settings(ridge=0.0))
     assert share < 0.25
     before, after = moments.loss(layer.nearest * layer.scale), moments.loss(rows * layer.scale)
     assert (after <= before).all()
     assert share == pytest.approx(after.sum() / before.sum())
+
+
+def test_the_ridge_holds_weights_at_nearest() -> None:
+    moments, weight = correlated(np.random.default_rng(0), 24)
+    layer = coarse(weight)
+    turned = [
+        int((rounded_rows(layer, moments, Settings(ridge=ridge))[0] != layer.nearest).sum())
+        for ridge in (0.0, 1.0, 1e4)
+    ]
+    assert turned[0] > turned[1] > turned[2] == 0
+
+
+def test_no_single_turn_is_left_that_would_help() -> None:
+    """What is found is a minimum: every other choice of one weight loses."""
+    moments, weight = correlated(np.random.default_rng(4), 12)
+    layer = coarse(weight)
+    rows, _ = rounded_rows(layer, moments, Settings(ridge=0.0))
+    reached = moments.loss(rows * layer.scale)
+    for column in range(12):
+        turned = rows.copy()
+        up, down = np.ceil(layer.target[:, column]), np.floor(layer.target[:, column])
+        turned[:, column] = np.clip(up + down - rows[:, column], -127, 127)
+        assert (moments.loss(turned * layer.scale) >= reached - 1e-5 * moments.power).all()
 
 
 def test_with_independent_inputs_nearest_is_best() -> None:
@@ -165,7 +188,7 @@ def test_biases_take_the_means_afterwards(
     graph: onnx.ModelProto, tensors: list[Floats], unrounded: tuple[onnx.ModelProto, dict[str, Unrounded]]
 ) -> None:
     proto, layers = unrounded
-    found = learned_rounding(graph, proto, layers, tensors[:8], settings=Settings(steps=30))
+    found = learned_rounding(graph, proto, layers, tensors[:8], settings=Settings())
     assert set(found.deltas) == set(LAYERS)
     first = next(iter(lockstep(graph, graph, LAYERS, tensors[:8])))
     assert found.deltas["stem"].shape == channel_means(first.exact).shape

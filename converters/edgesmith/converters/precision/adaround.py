@@ -1,15 +1,19 @@
 """Whether each weight rounds up or down, learned layer by layer.
 
 Nagel et al. 2020, "Up or Down? Adaptive Rounding for Post-Training Quantization". A weight w of scale s
-becomes s * clip(floor(w / s) + h(V), -127, 127) with the rectified sigmoid h (equation 23), and V minimises
+becomes s * floor(w / s) or s * ceil(w / s), and the choice minimises
 
-    E |y - w x|^2 + lambda * sum(1 - |2 h(V) - 1|^beta)                  (equations 21, 22, 24, 25)
+    E |y - w' x|^2 + ridge * E[x^2] * |w - w'|^2            (the first term is their equations 20 and 21)
 
-by gradient descent while beta falls; y is what the float layer gives on float inputs, x what the quantized
-layer reads when all layers before it are quantized and rounded ("asymmetric reconstruction"). Without the
-activation function in between, the first term is a quadratic form of the moments E[x x'] and E[y x']: they
-are gathered once, and every step sees all gathered positions instead of a sample of images. Rows of the
-weight (output channels) do not meet in it, so each is weighed by its own loss.
+where y is what the float layer gives on float inputs, x what the quantized layer reads when all layers
+before it are quantized and rounded ("asymmetric reconstruction"). Without the activation function in
+between, the first term is a quadratic form of the moments E[x x'] and E[y x']: they are gathered once. The
+paper relaxes the choice to a continuous one and descends its gradient; here the form is so cheap that single
+weights are turned round instead, the one that lowers a row's loss most first, until none does: that came
+nearer in half of the time (MobileNetV1-0.25: 25.2 against 24.3 dB on the search images). The second term
+keeps the few calibration images from being learned by heart: without it the errors of the layers before,
+which y - w' x holds as well, are mended for these images alone. Rows of the weight (output channels) do not
+meet in the loss.
 """
 
 from __future__ import annotations
@@ -32,19 +36,19 @@ from edgesmith.converters.precision.lockstep import Floats, LayerOutputs, channe
 Integers = NDArray[np.int8]
 Array = NDArray[np.float32]
 LAST = 127
-STRETCH = (-0.1, 1.1)  # gamma and zeta of equation 23
-BETA = (20.0, 2.0)
-WARM = 0.2  # of the steps without the regularizer
 POSITIONS = 512  # of each image's output map, drawn at random
-RATE = 0.04  # of Adam
+# Turns that lower a row's loss by less than this share of its answers' power are left.
+LEAST_GAIN = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """``weight`` is lambda, against a reconstruction loss in which rounding to nearest adds 1 to each row."""
+    """``ridge`` stands in the loss above: 0 trusts the images alone, more stays nearer to nearest rounding.
 
-    steps: int = 200
-    weight: float = 0.01
+    MobileNetV1-0.25, 59 images, by ridge 0, 0.1, 1, 3: 24.3, 24.9, 25.2, 24.4 dB on the search images.
+    """
+
+    ridge: float = 1.0
     positions: int = POSITIONS
     seed: int = 0
 
@@ -90,7 +94,7 @@ def learned_rounding(
         tensors: inputs ``(1, C, H, W)`` of the calibration images.
         correct: take each channel's mean error off the bias as well; then the rounding minimises the error
             around its mean, since the bias takes the mean.
-        settings: steps and weights of the descent.
+        settings: of the loss.
     """
     settings = settings or Settings()
     nodes = {node.name: node for node in ir.serde.deserialize_model(quantized).graph}
@@ -259,45 +263,31 @@ def moments_of(
 def rounded_rows(layer: Layer, moments: Moments, settings: Settings) -> tuple[Array, float]:
     """Integers ``(out, K)`` as floats, and their error as a share of that of rounding to nearest.
 
-    A row for which the descent finds nothing better keeps its integers, so the error never grows.
+    Each turn lowers the loss, and nearest rounding has the least of its second term: so no row's error grows.
     """
-    rows = _descend(layer, moments, settings)
-    before, after = (moments.loss(r * layer.scale) for r in (layer.nearest, rows))
-    worse = after >= before
-    rows[worse] = layer.nearest[worse]
-    share = float(np.where(worse, before, after).sum() / max(float(before.sum()), 1e-30))
-    return rows, share
-
-
-def _descend(layer: Layer, moments: Moments, settings: Settings) -> Array:
-    """Adam on V, then the nearer end of h(V)."""
-    low, high = STRETCH
-    floor = np.floor(layer.target)
-    share = np.clip((layer.target - floor - low) / (high - low), 0.01, 0.99)
-    v = np.log(share / (1 - share)).astype(np.float32)
-    error = (layer.nearest - layer.target) * layer.scale
-    # What rounding to nearest adds to a row's error: the unit that its loss is counted in.
-    unit = np.maximum((moments.product(error) * error).sum(1, keepdims=True), 1e-20).astype(np.float32)
-    momentum, speed = np.zeros_like(v), np.zeros_like(v)
-    for number in range(1, settings.steps + 1):
-        sigmoid = 1 / (1 + np.exp(-v))
-        stretched = sigmoid * (high - low) + low
-        h = np.clip(stretched, 0, 1)
-        rows = np.clip(floor + h, -LAST, LAST)
-        gradient = 2 * (moments.product(rows * layer.scale) - moments.cross) * layer.scale / unit
-        done = number / settings.steps
-        if done > WARM:
-            beta = BETA[1] + (BETA[0] - BETA[1]) * (1 + np.cos(np.pi * (done - WARM) / (1 - WARM))) / 2
-            away = 2 * h - 1
-            gradient -= settings.weight * beta * np.abs(away) ** (beta - 1) * 2 * np.sign(away)
-        inside = (stretched > 0) & (stretched < 1)
-        gradient *= inside * sigmoid * (1 - sigmoid) * (high - low)
-        momentum += 0.1 * (gradient - momentum)
-        speed += 0.001 * (gradient * gradient - speed)
-        step = momentum / (1 - 0.9**number) / (np.sqrt(speed / (1 - 0.999**number)) + 1e-8)
-        v -= RATE * step
-    up = 1 / (1 + np.exp(-v)) * (high - low) + low >= 0.5
-    return np.asarray(np.clip(floor + up, -LAST, LAST), np.float32)
+    groups, length = moments.second.shape[:2]
+    rows, scale = layer.nearest.copy(), layer.scale
+    other = np.clip(np.floor(layer.target) + np.ceil(layer.target) - rows, -LAST, LAST)
+    diagonal = np.diagonal(moments.second, axis1=1, axis2=2)
+    pull = settings.ridge * diagonal.mean(1)  # E[x^2] by group
+    second = moments.second + pull[:, None, None] * np.eye(length, dtype=np.float32)
+    group = np.repeat(np.arange(groups), len(rows) // groups)
+    weight = rows * scale
+    # Half the loss's derivative by each weight, and half its second one.
+    slope = moments.product(weight) - moments.cross
+    slope += pull[group, None] * (weight - layer.target * scale)
+    curve = (diagonal + pull[:, None])[group]
+    left = np.arange(len(rows))
+    while len(left):
+        step = (other[left] - rows[left]) * scale[left]
+        change = step * (2 * slope[left] + step * curve[left])
+        best = change.argmin(1)
+        gains = -change[np.arange(len(left)), best] > LEAST_GAIN * moments.power[left]
+        left, best, step = left[gains], best[gains], step[gains]
+        slope[left] += step[np.arange(len(left)), best, None] * second[group[left], best]
+        rows[left, best], other[left, best] = other[left, best], rows[left, best]
+    before, after = (float(moments.loss(r * scale).sum()) for r in (layer.nearest, rows))
+    return rows, after / max(before, 1e-30)
 
 
 def _flat(index: Sequence[NDArray[np.int64]], size: Sequence[int]) -> torch.Tensor:
