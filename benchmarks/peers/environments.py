@@ -19,6 +19,9 @@ ENVIRONMENTS: dict[str, tuple[str, ...]] = {
     "onnxruntime": ("onnxruntime.txt",),
     "modelopt": ("modelopt.txt", "modelopt_alone.txt"),
     "nncf": ("nncf.txt",),
+    "litserve": ("litserve.txt",),
+    "ultralytics": ("ultralytics.txt", "ultralytics_alone.txt"),
+    "inference": ("inference.txt", "inference_alone.txt"),
 }
 _DONE = ".complete"  # an installation that was cut off does not have it
 

@@ -139,6 +139,25 @@ def write_bundle(path: str | os.PathLike[str], manifest: Manifest, members: Mapp
     return manifest
 
 
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a bundle's whole file, as ``sha256sum`` prints it.
+
+    Raises:
+        BundleMissingError: there is no such file.
+        BundleError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except FileNotFoundError as error:
+        raise BundleMissingError(f"{os.fspath(path)}: there is no such bundle") from error
+    except OSError as error:
+        raise BundleError(f"{os.fspath(path)}: cannot be read: {error.strerror or error}") from error
+    return digest.hexdigest()
+
+
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     try:

@@ -19,16 +19,34 @@ from edgesmith.sdk.errors import EdgesmithError, MissingExtraError
 # name: (module:attribute of a click command, extra that brings its packages, one line of help)
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "convert": ("edgesmith.converters.cli:convert", "convert", "Turn a trained model into a bundle."),
+    "explain": (
+        "edgesmith.converters.cli_explain:explain",
+        "convert",
+        "Say what a device's TensorRT does not take of a model.",
+    ),
     "calibrate": (
         "edgesmith.converters.cli_calibrate:calibrate",
         "convert",
         "Measure the ranges that INT8 needs.",
+    ),
+    "prune": (
+        "edgesmith.converters.cli_prune:prune",
+        "convert",
+        "Take channels out of a trained network.",
+    ),
+    "distill": (
+        "edgesmith.converters.cli_distill:distill",
+        "convert",
+        "Train a network beside a teacher.",
     ),
     "build": ("edgesmith.sdk.cli.build:build", "runtime", "Build a bundle's TensorRT engine on this device."),
     "run": ("edgesmith.sdk.cli.run:run", "runtime", "Run a bundle over a video, pictures or a camera."),
     "eval": ("edgesmith.sdk.cli.eval:evaluate", "runtime,eval", "Measure accuracy on labelled images."),
     "verify": ("edgesmith.sdk.cli.verify:verify", "runtime", "Self-test a bundle on this machine."),
     "bench": ("edgesmith.sdk.cli.bench:bench", "runtime", "Measure latency, throughput and memory."),
+    "serve": ("edgesmith.sdk.cli.serve:serve", "runtime,serve", "Serve bundles over HTTP."),
+    "batch": ("edgesmith.sdk.cli.batch:batch", "runtime,batch", "Run a bundle over an archive of images."),
+    "triton": ("edgesmith.sdk.cli.triton:triton", "", "Write a model repository for NVIDIA's Triton server."),
     "inspect": ("edgesmith.sdk.cli.inspect:inspect", "", "Show what a bundle holds."),
     "doctor": ("edgesmith.sdk.cli.doctor:doctor", "", "Check this machine and say what to mend."),
     "estimate": (
