@@ -153,6 +153,12 @@ def test_timings_and_repr_are_there_to_look_at(make_bundle: MakeBundle, frame: F
     assert set(detector.timings) == {"preprocess", "infer", "postprocess"}
     assert all(ns > 0 for ns in detector.timings.values())
     assert "cpu: onnxruntime" in repr(detector)
+    # In the order they were tried, each with the reason.
+    tried = [name for name, why in detector.passed_over if why]
+    assert tried == ["tensorrt", "cuda"][: len(tried)]
+    assert all(f"; not {name}: {why}" in repr(detector) for name, why in detector.passed_over)
+    assert repr(detector.clone()) == repr(detector)
+    assert "; not " not in repr(Detector.load(detector.bundle.path, backend="cpu"))
 
 
 GRAPH_NMS = """

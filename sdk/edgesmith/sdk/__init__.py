@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from edgesmith.sdk.loop.result import Result
     from edgesmith.sdk.loop.track import Tracker, TrackSettings
     from edgesmith.sdk.manifest import Manifest, Preprocess
-    from edgesmith.sdk.models import Classifier, Detector, load_model
+    from edgesmith.sdk.maps import Segmentation, Tensors
+    from edgesmith.sdk.models import Classifier, Detector, Segmenter, TensorModel, load_model
     from edgesmith.sdk.preprocess import Geometry, prepare, prepared
     from edgesmith.sdk.results import Classification, Classifications, Detection, Detections
     from edgesmith.sdk.selftest import SelfTest, self_test
@@ -34,6 +35,10 @@ __all__ = [
     "Detection",
     "Detections",
     "Detector",
+    "Segmentation",
+    "Segmenter",
+    "TensorModel",
+    "Tensors",
     "load_model",
     # frames
     "Camera",
@@ -72,7 +77,8 @@ _HOMES = {
     "loop.result": ("Result",),
     "loop.track": ("TrackSettings", "Tracker"),
     "manifest": ("Manifest", "Preprocess"),
-    "models": ("Classifier", "Detector", "load_model"),
+    "maps": ("Segmentation", "Tensors"),
+    "models": ("Classifier", "Detector", "Segmenter", "TensorModel", "load_model"),
     "preprocess": ("Geometry", "prepare", "prepared"),
     "results": ("Classification", "Classifications", "Detection", "Detections"),
     "selftest": ("SelfTest", "self_test"),

@@ -195,7 +195,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """The whole of ``manifest.json``.
 
     ``chosen`` names the variant that a GPU runs by default, ``cpu`` the one that a CPU does (None: the same):
-    integers that TensorRT makes fast are slower than float in other engines.
+    integers that TensorRT makes fast are slower than float in other engines. ``sparse``: the weights have 2:4
+    sparsity, and an engine is built for it.
     """
 
     schema: Literal[1] = 1
@@ -212,6 +213,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     chosen: str
     cpu: str | None = None
     variants: dict[str, Variant]
+    sparse: bool = False
     golden: Golden
     parity: dict[str, float] = {}
     measured: dict[str, float] = {}

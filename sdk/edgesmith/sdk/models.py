@@ -24,11 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgesmith.sdk.backends.base import Array, Backend, DevicePreprocess, Options
-from edgesmith.sdk.backends.choose import open_backend
+from edgesmith.sdk.backends.choose import choose_backend
 from edgesmith.sdk.bundle import Bundle
 from edgesmith.sdk.decode import canonical
 from edgesmith.sdk.errors import BackendError, ConfigError
 from edgesmith.sdk.manifest import Nms
+from edgesmith.sdk.maps import Segmentation, Tensors
 from edgesmith.sdk.preprocess import Geometry, prepare
 from edgesmith.sdk.results import Classifications, Detections
 
@@ -44,6 +45,7 @@ class Model(ABC, Generic[R]):
         bundle: the opened file.
         backend: what runs the graph.
         timings: nanoseconds of the last call's stages: ``preprocess``, ``infer``, ``postprocess``.
+        passed_over: the backends that ``auto`` tried before, each with the reason why it was not taken.
     """
 
     task: ClassVar[str] = ""
@@ -52,6 +54,7 @@ class Model(ABC, Generic[R]):
         self.bundle = bundle
         self.backend = backend
         self.timings: dict[str, int] = {}
+        self.passed_over: tuple[tuple[str, str], ...] = ()
         # Two, taken in turn: one is filled while the graph reads the other.
         self._buffers: list[Array] = [np.empty(0, np.float32), np.empty(0, np.float32)]
         self._busy = threading.Lock()
@@ -86,7 +89,10 @@ class Model(ABC, Generic[R]):
             advice = f"load it with {right.__name__}.load" if right else "this version cannot run it"
             raise ConfigError(f"{bundle.path} holds a model for task {bundle.manifest.task!r}: {advice}")
         options = Options(device=device, threads=threads)
-        return cls(bundle, open_backend(bundle, backend=backend, variant=variant, options=options))
+        chosen = choose_backend(bundle, backend=backend, variant=variant, options=options)
+        model = cls(bundle, chosen.backend)
+        model.passed_over = chosen.passed_over
+        return model
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -95,7 +101,9 @@ class Model(ABC, Generic[R]):
 
     def clone(self: M) -> M:
         """Another model object for another thread; weights are shared where the backend can."""
-        return type(self)(self.bundle, self.backend.clone())
+        twin = type(self)(self.bundle, self.backend.clone())
+        twin.passed_over = self.passed_over
+        return twin
 
     def close(self) -> None:
         """Free the backend; the model cannot be called afterwards."""
@@ -110,7 +118,9 @@ class Model(ABC, Generic[R]):
         self.close()
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({str(self.bundle.path)!r}, {self.backend.name}: {self.backend.detail})"
+        tried = "".join(f"; not {name}: {why}" for name, why in self.passed_over)
+        what = f"{self.backend.name}: {self.backend.detail}{tried}"
+        return f"{type(self).__name__}({str(self.bundle.path)!r}, {what})"
 
     def raw(self, frames: Sequence[Frame8]) -> Iterator[tuple[dict[str, Array], list[Geometry]]]:
         """The graph's own outputs, a batch at a time, each with the geometry of its frames.
@@ -276,35 +286,77 @@ class Detector(Model[Detections]):
         ]
 
 
-class Classifier(Model[Classifications]):
-    """Names what a frame shows. Call it with one frame, BGR uint8 ``(H, W, 3)``, or a list of frames."""
-
-    task = "classify"
+class _WithoutThresholds(Model[R]):
+    """A model whose call takes frames and nothing else."""
 
     @overload
-    def __call__(self, frames: Frame8) -> Classifications: ...
+    def __call__(self, frames: Frame8) -> R: ...
     @overload
-    def __call__(self, frames: Sequence[Frame8]) -> list[Classifications]: ...
-    def __call__(self, frames: Frame8 | Sequence[Frame8]) -> Classifications | list[Classifications]:
-        """All classes, best first, with softmax scores.
+    def __call__(self, frames: Sequence[Frame8]) -> list[R]: ...
+    def __call__(self, frames: Frame8 | Sequence[Frame8]) -> R | list[R]:
+        """The answer of a frame, or those of several; an empty list of frames gives an empty list.
 
         Raises:
             CameraFormatError: a frame is not BGR uint8 ``(H, W, 3)``.
             BackendError: the run failed, or another thread is using this object.
         """
         several, single = self._single(frames)
-        found: list[Classifications] = []
+        found: list[R] = []
         with self._alone(self._busy):
             for outputs, geometries in self._raw(several):
                 found += self.decode(outputs, geometries)
         return found[0] if single else found
+
+
+class Classifier(_WithoutThresholds[Classifications]):
+    """Names what a frame shows: all classes, best first, with softmax scores.
+
+    Call it with one frame, BGR uint8 ``(H, W, 3)``, or a list of frames.
+    """
+
+    task = "classify"
 
     def decode(self, outputs: dict[str, Array], geometries: Sequence[Geometry]) -> list[Classifications]:
         """The classes in a batch's outputs, one for each geometry."""
         return [canonical.classifications(outputs, row, self.names) for row in range(len(geometries))]
 
 
-TASKS: dict[str, type[Model[Any]]] = {"detect": Detector, "classify": Classifier}
+class Segmenter(_WithoutThresholds[Segmentation]):
+    """Gives each pixel of a frame its class, at the frame's own size.
+
+    Call it with one frame, BGR uint8 ``(H, W, 3)``, or a list of frames.
+    """
+
+    task = "segment"
+
+    def decode(self, outputs: dict[str, Array], geometries: Sequence[Geometry]) -> list[Segmentation]:
+        """The class maps in a batch's outputs, one for each geometry."""
+        return [
+            canonical.segmentation(outputs, row, geometry, self.names)
+            for row, geometry in enumerate(geometries)
+        ]
+
+
+class TensorModel(_WithoutThresholds[Tensors]):
+    """Gives the network's own outputs by name: image enhancement, text, embeddings.
+
+    Call it with one frame, BGR uint8 ``(H, W, 3)``, or a list of frames.
+    """
+
+    task = "tensor"
+
+    def decode(self, outputs: dict[str, Array], geometries: Sequence[Geometry]) -> list[Tensors]:
+        """The tensors in a batch's outputs, one for each geometry."""
+        preprocess = self.bundle.manifest.preprocess
+        return [canonical.tensors(outputs, row, preprocess, self.names) for row in range(len(geometries))]
+
+
+TASKS: dict[str, type[Model[Any]]] = {
+    "detect": Detector,
+    "classify": Classifier,
+    "segment": Segmenter,
+    "tensor": TensorModel,
+}
 
 
 def load_model(

@@ -81,6 +81,11 @@ class Geometry(msgspec.Struct, frozen=True):
         not show the frame (a centre crop), the nearest value stands.
         """
         step_y, step_x = values.shape[0] / self.rows, values.shape[1] / self.columns
+        part = self._part_of(step_y, step_x)
+        if part is not None:
+            # The exact resize; the warp below knows places to a 32nd of a pixel.
+            size = self.width, self.height
+            return np.asarray(cv2.resize(values[part], size, interpolation=cv2.INTER_LINEAR), np.float32)
         # Pixel centres: frame x + 0.5 lies at (x + 0.5) * scale + offset in input pixels.
         matrix = np.array(
             [
@@ -93,6 +98,18 @@ class Geometry(msgspec.Struct, frozen=True):
             flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE,
         )  # fmt: skip
         return np.asarray(warped, np.float32)
+
+    def _part_of(self, step_y: float, step_x: float) -> tuple[slice, slice] | None:
+        """Rows and columns of a map that show the frame; None where it is not whole and in whole pixels."""
+        parts = []
+        axes = ((self.offset_y, self.resized[0], self.rows, step_y),
+                (self.offset_x, self.resized[1], self.columns, step_x))  # fmt: skip
+        for offset, length, side, step in axes:
+            ends = offset * step, (offset + length) * step
+            if offset < 0 or offset + length > side or any(abs(e - round(e)) > 1e-6 for e in ends):
+                return None
+            parts.append(slice(round(ends[0]), round(ends[1])))
+        return parts[0], parts[1]
 
 
 def prepare(preprocess: Preprocess, frame: Frame8, *, out: NDArray[np.generic] | None = None) -> Geometry:

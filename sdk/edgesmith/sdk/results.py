@@ -1,7 +1,7 @@
 """What a model answers: arrays first, items on demand, no vendor names.
 
-:class:`Detections` for detectors, :class:`Classifications` for classifiers. An empty result is
-a value like any other, never None.
+:class:`Detections` for detectors, :class:`Classifications` for classifiers; class maps and plain tensors
+stand in :mod:`edgesmith.sdk.maps`. An empty result is a value like any other, never None.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
+
+from edgesmith.sdk import rle
+from edgesmith.sdk.masks import BoxMasks
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
@@ -37,7 +40,8 @@ class Detections:
         scores: float32 ``(n,)``, 0..1.
         labels: int32 ``(n,)`` class indices.
         names: class names by index; empty where the model has none.
-        masks: bool ``(n, H, W)`` at the image's size, or None.
+        masks: a sequence of bool ``(H, W)`` at the image's size, one a box, or None. Those of a model are
+            made when they are looked at; ``numpy.asarray(masks)`` is bool ``(n, H, W)``.
         track_ids: int32 ``(n,)``, or None.
 
     Raises:
@@ -48,7 +52,7 @@ class Detections:
     scores: Floats
     labels: Ints
     names: tuple[str, ...] = ()
-    masks: NDArray[np.bool_] | None = None
+    masks: NDArray[np.bool_] | BoxMasks | None = None
     track_ids: Ints | None = None
 
     def __post_init__(self) -> None:
@@ -129,7 +133,7 @@ class Detections:
         return self.names.index(label)
 
     def draw(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """A copy of the image, BGR uint8 ``(H, W, 3)``, with boxes, names and scores on it."""
+        """A copy of the image, BGR uint8 ``(H, W, 3)``, with masks, boxes, names and scores on it."""
         from edgesmith.sdk.draw import draw_boxes  # needs OpenCV, which arrays alone do not
 
         texts, colors = [], []
@@ -137,15 +141,20 @@ class Detections:
             track = "" if item.track_id is None else f"#{item.track_id} "
             texts.append(f"{track}{item.name} {item.score:.2f}")
             colors.append(item.label if item.track_id is None else item.track_id)
-        return draw_boxes(image, self.boxes, texts, colors)
+        return draw_boxes(image, self.boxes, texts, colors, self.masks)
 
     def to_dict(self) -> list[dict[str, Any]]:
-        """A list of ``box``, ``score``, ``label``, ``name`` (and ``track_id``), ready for JSON."""
+        """A list of ``box``, ``score``, ``label``, ``name``, ready for JSON.
+
+        Where there are any, ``track_id`` and ``mask`` as well, COCO's run lengths (``size``, ``counts``).
+        """
         items = []
-        for d in self:
+        for number, d in enumerate(self):
             item: dict[str, Any] = {"box": list(d.box), "score": d.score, "label": d.label, "name": d.name}
             if d.track_id is not None:
                 item["track_id"] = d.track_id
+            if self.masks is not None:
+                item["mask"] = rle.encode(self.masks[number])
             items.append(item)
         return items
 
@@ -155,24 +164,30 @@ class Detections:
         if not items:
             return cls.empty(names)
         tracks = [i.get("track_id") for i in items]
+        masks = [i.get("mask") for i in items]
         return cls(
             np.array([i["box"] for i in items], np.float32).reshape(-1, 4),
             np.array([i["score"] for i in items], np.float32),
             np.array([i["label"] for i in items], np.int32),
-            tuple(names) or _names_in(items),
-            None,
+            tuple(names) or names_in(items),
+            None if None in masks else np.stack([rle.decode(mask) for mask in masks if mask is not None]),
             None if any(t is None for t in tracks) else np.array(tracks, np.int32),
         )
 
     def to_coco(self, image_id: int, categories: Sequence[int] | None = None) -> list[dict[str, Any]]:
-        """COCO results: ``bbox`` is x, y, width, height; ``categories`` gives the id of each class."""
+        """COCO results: ``bbox`` is x, y, width, height; ``categories`` gives the id of each class.
+
+        With masks there is ``segmentation`` too, as run lengths.
+        """
         items = []
-        for (x1, y1, x2, y2), score, label in zip(
-            self.boxes.tolist(), self.scores.tolist(), self.labels.tolist(), strict=True
-        ):
-            category = label if categories is None else categories[label]
+        for number, d in enumerate(self):
+            category = d.label if categories is None else categories[d.label]
+            x1, y1, x2, y2 = d.box
             bbox = [x1, y1, x2 - x1, y2 - y1]
-            items.append({"image_id": image_id, "category_id": category, "bbox": bbox, "score": score})
+            item = {"image_id": image_id, "category_id": category, "bbox": bbox, "score": d.score}
+            if self.masks is not None:
+                item["segmentation"] = rle.encode(self.masks[number])
+            items.append(item)
         return items
 
 
@@ -244,11 +259,11 @@ class Classifications:
         return cls(
             np.array([i["label"] for i in items], np.int32),
             np.array([i["score"] for i in items], np.float32),
-            tuple(names) or _names_in(items),
+            tuple(names) or names_in(items),
         )
 
 
-def _names_in(items: Sequence[dict[str, Any]]) -> tuple[str, ...]:
+def names_in(items: Sequence[dict[str, Any]]) -> tuple[str, ...]:
     """Class names by index, as far as the items tell them; the number as text elsewhere."""
     known = {int(i["label"]): str(i["name"]) for i in items if "name" in i}
     return tuple(known.get(n, str(n)) for n in range(max(known, default=-1) + 1))

@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from edgesmith.sdk.alignment import in_order_of
 from edgesmith.sdk.bundle import Bundle
 from edgesmith.sdk.errors import BundleError
 from edgesmith.sdk.manifest import GoldenResize, Preprocess
@@ -22,6 +23,7 @@ from edgesmith.sdk.preprocess import prepared
 
 # OpenCV's resize rounds differently on x86 and on Arm: one step of a pixel, and never more.
 PIXEL_STEPS = 1.0
+_SAMPLED = "@"  # before the step of an output that is stored in part
 Floats = NDArray[np.float64]
 
 
@@ -107,12 +109,23 @@ def _held_against(
     """The outputs of all golden pictures, each batch with its number of real rows, against the expected."""
     manifest = bundle.manifest
     variant = manifest.variants[backend.variant]
-    expected = _arrays(bundle.path.name, variant.golden, bundle.read(variant.golden))
-    checks = []
-    for name, wanted in expected.items():
+    expected, found = {}, {}
+    for stored, values in _arrays(bundle.path.name, variant.golden, bundle.read(variant.golden)).items():
+        name, step = sampled_name(stored)
         rows = [outputs[name][:count] for outputs, count in batches if name in outputs]
-        got = np.concatenate(rows) if rows else np.empty(0)
-        checks.append(compare(name, got, wanted, variant.tolerance.get(name, 0.0)))
+        expected[name] = values
+        found[name] = sample(np.concatenate(rows), step) if rows else np.empty(0)
+    if {"boxes", "scores"} <= set(expected):
+        found["boxes"], found["scores"] = in_order_of(
+            (expected["boxes"], expected["scores"]),
+            (found["boxes"], found["scores"]),
+            pixels=variant.tolerance.get("boxes", 0.0),
+            score=variant.tolerance.get("scores", 0.0),
+        )
+    checks = [
+        compare(name, found[name], wanted, variant.tolerance.get(name, 0.0))
+        for name, wanted in expected.items()
+    ]
     if manifest.golden.resize is not None:
         checks.append(_resizing(bundle, manifest.golden.resize))
     return SelfTest(
@@ -121,6 +134,22 @@ def _held_against(
         variant=backend.variant,
         outputs=tuple(checks),
     )
+
+
+def sample_name(name: str, step: int) -> str:
+    """What an output is called of which every ``step``-th row and column is stored."""
+    return name if step == 1 else f"{name}{_SAMPLED}{step}"
+
+
+def sampled_name(stored: str) -> tuple[str, int]:
+    """The inverse of :func:`sample_name`."""
+    name, mark, step = stored.rpartition(_SAMPLED)
+    return (name, int(step)) if mark and step.isdecimal() and int(step) > 1 else (stored, 1)
+
+
+def sample(values: NDArray[Any], step: int) -> NDArray[Any]:
+    """Every ``step``-th row and column of the last two axes."""
+    return values if step == 1 else np.ascontiguousarray(values[..., ::step, ::step])
 
 
 def as_seen(preprocess: Preprocess, frame: NDArray[np.uint8]) -> NDArray[np.float32]:

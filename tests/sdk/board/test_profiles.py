@@ -18,6 +18,8 @@ def test_an_unknown_name_is_ours_to_say() -> None:
     with pytest.raises(DeviceProfileError) as caught:
         profile("orin-nx")
     assert "no device profile 'orin-nx': did you mean orin-nx-" in str(caught.value)
-    assert str(caught.value).endswith("`edgesmith devices` lists them")
+    assert str(caught.value).endswith("? `edgesmith devices` lists them")
+    with pytest.raises(DeviceProfileError, match="; `edgesmith devices` lists them"):
+        profile("toaster")
     assert caught.value.exit_status == 2
     assert isinstance(caught.value.__cause__, LookupError)

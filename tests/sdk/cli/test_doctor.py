@@ -255,3 +255,4 @@ def test_help_reads_well() -> None:
     assert "Nothing is installed, changed or sent" in text
     assert "With --json: checks" in text
     assert all(len(line) <= 80 for line in text.splitlines())
+    assert all(name in " ".join(text.split()) for name, _ in CHECKS)

@@ -95,6 +95,54 @@ def test_a_slow_sink_never_holds_the_loop_up(make_result: MakeResult, overflow: 
     assert sink.notes == ["slow: 6 of 10 results were passed over"]
 
 
+@pytest.mark.parametrize(("overflow", "kept"), [("oldest", [0, 5, 6]), ("newest", [0, 1, 2])])
+def test_large_pictures_fill_a_queue_before_their_number_does(
+    make_result: MakeResult, overflow: Any, kept: list[int]
+) -> None:
+    recorder = Recorder()
+    recorder.gate.clear()
+    room = 2 * 60 * 80 * 3 + 1
+    sink = BackgroundSink(recorder, capacity=5, overflow=overflow, most_bytes=room)
+    sink.write(make_result(0))
+    until(lambda: sink.stats().queued == 1 and not sink._queue)
+    for number in range(1, 7):
+        sink.write(make_result(number))
+    assert sink.stats().dropped == 4
+    recorder.gate.set()
+    sink.close()
+    assert recorder.numbers == kept
+    assert sink._bytes == 0
+
+
+def test_a_picture_larger_than_the_queue_is_taken_alone(make_result: MakeResult) -> None:
+    recorder = Recorder()
+    sink = BackgroundSink(recorder, most_bytes=1)
+    sink.write(make_result(0))
+    sink.close()
+    assert recorder.numbers == [0]
+
+
+def test_a_sink_that_reads_no_pictures_holds_none(make_result: MakeResult) -> None:
+    class Blind(Recorder):
+        reads_image = False
+        seen: Result | None = None
+
+        def write(self, result: Result) -> None:
+            super().write(result)
+            self.seen = result
+
+    blind = Blind()
+    sink = BackgroundSink(blind, capacity=5, most_bytes=1)
+    given = make_result(3)
+    sink.write(given)
+    sink.close()
+    assert blind.seen is not None
+    assert blind.seen.frame.image.shape == given.frame.image.shape
+    assert blind.seen.frame.image.base is not given.frame.image
+    assert blind.seen.frame.image.strides == (0, 0, 0)
+    assert (blind.seen.answer, blind.seen.frame.captured_ns) == (given.answer, given.frame.captured_ns)
+
+
 def test_a_sink_that_waits_holds_the_caller_up_and_loses_nothing(make_result: MakeResult) -> None:
     inner = Recorder()
     inner.gate.clear()

@@ -124,6 +124,26 @@ def test_a_folder_that_went_away_is_one_clear_error(tmp_path: Path, make_result:
         sink.write(make_result())
 
 
+def test_what_is_still_in_view_when_the_folder_comes_back_is_kept(
+    tmp_path: Path, make_result: MakeResult
+) -> None:
+    folder, away = tmp_path / "events", tmp_path / "away"
+    sink = EventPictures(folder)
+    sink.write(make_result(0, answer=seen((0, 0.9))))
+    folder.rename(away)
+    for number in (1, 2):  # a dog comes: not seen before there is a picture of it
+        with pytest.raises(SinkError, match="cannot be written: No such file"):
+            sink.write(make_result(number, answer=seen((1, 0.9))))
+    with pytest.raises(SinkError, match="cannot be written: No such file"):
+        sink.reopen()
+    assert not folder.exists()  # not made anew on the disk below
+    away.rename(folder)
+    sink.reopen()
+    sink.write(make_result(3, answer=seen((1, 0.9))))
+    assert sorted(p.stem.rpartition("-")[2] for p in folder.glob("*.jpg")) == ["0", "3"]
+    assert not list(folder.glob(".*"))
+
+
 @pytest.mark.parametrize("options", [{"max_bytes": 0}, {"quality": 0}, {"min_score": 1.5}])
 def test_figures_that_make_no_sense_are_refused(tmp_path: Path, options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(options))):

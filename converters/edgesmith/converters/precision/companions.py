@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import onnx
 
+from edgesmith.converters.precision.budget import budget_of
 from edgesmith.converters.precision.decide import Decider, Decision, in_fp16
 from edgesmith.converters.precision.search import plain_way
 from edgesmith.converters.precision.trial import Trial
@@ -62,17 +63,17 @@ def take_along(recipe: Recipe, decision: Decision, beside: Companions) -> None:
             decision.graphs[name] = graph
         elif wanted != "auto":
             raise AccuracyBudgetError(
-                f"target.variants names {name}, which loses {found.drop:.2f} points of {found.metric}; the "
-                f"budget is {recipe.precision.max_drop:g}: take it out of the list, or raise "
+                f"target.variants names {name}, which loses {found.lost}; the "
+                f"budget is {budget_of(recipe):g}: take it out of the list, or raise "
                 "precision.max_drop",
                 drop=found.drop,
-                budget=recipe.precision.max_drop,
+                budget=budget_of(recipe),
             )
 
 
 def inside(found: Paired, recipe: Recipe) -> bool:
     """Whether a graph's drop is one that the recipe takes."""
-    return recipe.precision.accept_drop or found.drop <= recipe.precision.max_drop
+    return recipe.precision.accept_drop or found.drop <= budget_of(recipe)
 
 
 def _plain_already(decision: Decision) -> bool:

@@ -19,6 +19,7 @@ from edgesmith.converters.precision.search import best_way, first_way, rank_sens
 from edgesmith.converters.precision.trial import Trial, Workbench, folded
 from edgesmith.sdk.errors import AccuracyBudgetError
 from edgesmith.sdk.evaluate.paired import Paired
+from edgesmith.sdk.metrics import loss_unit_of
 
 log = logging.getLogger(__name__)
 # Layers given back to float between two looks at the verdict: each look costs a pass over its images.
@@ -116,7 +117,7 @@ class Decider:
     Args:
         bench: graph, ranges, search images.
         reasons: layers that are never quantized, see :func:`never_quantized`.
-        max_drop: the budget in points.
+        max_drop: the budget in points, or dB of PSNR.
         rest: ``fp16`` or ``fp32``, for what is not INT8.
         judge: measures graphs by name on the verdict images; None where there are none.
     """
@@ -154,9 +155,10 @@ class Decider:
         found = verdicts.get("int8")
         if found is not None and found.drop > self.max_drop and not accept_drop:
             raise AccuracyBudgetError(
-                f"INT8 loses {found.drop:.2f} points of {found.metric} ({found.exact:.2f} to "
+                f"INT8 loses {found.lost} ({found.exact:.2f} to "
                 f'{found.other:.2f}); the budget is {self.max_drop:g}: use precision.mode = "auto", which '
-                "keeps in float what costs most, or set precision.accept_drop",
+                "keeps in float what costs most, train under the rounding with a [qat] table, or set "
+                "precision.accept_drop",
                 drop=found.drop,
                 budget=self.max_drop,
             )
@@ -183,7 +185,7 @@ class Decider:
         found = verdicts.get("fp16")
         if found is not None and found.drop > self.max_drop:
             raise AccuracyBudgetError(
-                f"FP16 loses {found.drop:.2f} points of {found.metric} ({found.exact:.2f} to "
+                f"FP16 loses {found.lost} ({found.exact:.2f} to "
                 f'{found.other:.2f}); the budget is {self.max_drop:g}: use precision.mode = "fp32"',
                 drop=found.drop,
                 budget=self.max_drop,
@@ -236,14 +238,15 @@ class Decider:
                     self.evaluations,
                     signed,
                 )
-            log.info("%d layers back in float: %.2f points lost", len(returned), found.drop)
+            log.info("%d layers back in float: %s lost", len(returned), found.lost)
         return self._fp16_instead(curve, trial, tried)
 
     def _fp16_instead(self, curve: list[Point], trial: Trial, tried: Sequence[Trial]) -> Decision:
-        told = "; ".join(f"{p.float_layers} layers in float: {p.drop:.2f} points" for p in curve)
+        unit = loss_unit_of(next((verdict.metric for verdict in self._seen.values()), ""))
+        told = "; ".join(f"{p.float_layers} layers in float: {p.drop:.2f} {unit}" for p in curve)
         if self.rest != "fp16":
             raise AccuracyBudgetError(
-                f"no mix with INT8 stays inside {self.max_drop:g} points: {told}. Raise precision.max_drop, "
+                f"no mix with INT8 stays inside {self.max_drop:g} {unit}: {told}. Raise precision.max_drop, "
                 'set precision.rest = "fp16", or use precision.mode = "fp32"',
                 drop=min(p.drop for p in curve),
                 budget=self.max_drop,
@@ -254,7 +257,7 @@ class Decider:
         found = verdicts["fp16"]
         if found.drop > self.max_drop:
             raise AccuracyBudgetError(
-                f"no precision stays inside {self.max_drop:g} points: {told}; all in FP16: {found.drop:.2f}. "
+                f"no precision stays inside {self.max_drop:g} {unit}: {told}; all in FP16: {found.drop:.2f}. "
                 'Raise precision.max_drop, or use precision.mode = "fp32"',
                 drop=min(found.drop, *(p.drop for p in curve)),
                 budget=self.max_drop,

@@ -16,6 +16,7 @@ from edgesmith.calibration.methods import METHODS
 from edgesmith.calibration.scale_table import Activation, ScaleTable
 from edgesmith.calibration.sites import Site, sites_of
 from edgesmith.converters.package import FLOAT
+from edgesmith.converters.precision.budget import budget_of
 from edgesmith.converters.precision.decide import Decision
 from edgesmith.converters.precision.quantizers import quantizers_for
 from edgesmith.converters.precision.stage import Decided, figures_of, split_of
@@ -60,8 +61,9 @@ def evidence(
     trial = decision.trial if decision.share > 0 else None
     report = PrecisionReport(
         mode=recipe.precision.mode,
+        task=recipe.task,
         chosen=decision.chosen,
-        budget=recipe.precision.max_drop,
+        budget=budget_of(recipe),
         share=decision.share,
         metric=verdict.metric if verdict else None,
         labelled=verdict.labelled if verdict else False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from edgesmith.converters.precision.budget import budget_of
 from edgesmith.converters.precision.companions import inside
 from edgesmith.converters.precision.decide import Decision, Judge
 from edgesmith.converters.precision.trial import Floats, Workbench
@@ -39,8 +40,8 @@ def take_x86(
     verdict = judge({X86: found.graph})[X86] if judge is not None else None
     if verdict is not None and not inside(verdict, recipe):
         return (
-            f"CPUs run float32: the uint8 graph takes {speed}, and loses {verdict.drop:.2f} points of "
-            f"{verdict.metric}, past the budget of {recipe.precision.max_drop:g}."
+            f"CPUs run float32: the uint8 graph takes {speed}, and loses {verdict.lost}, "
+            f"past the budget of {budget_of(recipe):g}."
         )
     if verdict is not None:
         decision.verdicts[X86] = verdict

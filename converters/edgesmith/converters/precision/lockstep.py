@@ -87,9 +87,17 @@ def lockstep(
             right.replace(name, step.quantized)
 
 
-def image_bytes(graph: onnx.ModelProto) -> int:
-    """Most bytes of one image's tensors that are alive at once while the graph runs layer by layer."""
-    inferred = onnx.shape_inference.infer_shapes(graph)
+def image_bytes(graph: onnx.ModelProto, shape: Sequence[int] = ()) -> int:
+    """Most bytes of one image's tensors that are alive at once while the graph runs layer by layer.
+
+    ``shape`` is the input's, for a graph of any size.
+    """
+    sized = onnx.ModelProto()
+    sized.CopyFrom(graph)
+    del sized.graph.value_info[:]  # of symbolic shapes
+    for dim, length in zip(sized.graph.input[0].type.tensor_type.shape.dim, shape, strict=False):
+        dim.dim_value = dim.dim_value or length
+    inferred = onnx.shape_inference.infer_shapes(sized)
     sizes = {
         v.name: _bytes(v) for v in [*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output]
     }

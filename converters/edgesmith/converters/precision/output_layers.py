@@ -1,4 +1,7 @@
-"""The layers behind which no other weighted layer stands: they make the answers, and stay in float."""
+"""The layers behind which no other weighted layer stands: they make the answers, and stay in float.
+
+Layers that make regions count as well: where the next layers look is an answer, not a value that they read.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from edgesmith.calibration.sites import Site
+from edgesmith.converters.passes.base import carried
 
 
 def output_layers(sites: Sequence[Site]) -> frozenset[str]:
@@ -32,7 +36,10 @@ def _reaches(start: ir.Node, others: set[ir.Node]) -> bool:
     seen: set[int] = set()
     waiting = list(start.outputs)
     while waiting:
-        for use in waiting.pop().uses():
+        value = waiting.pop()
+        for use in value.uses():
+            if value not in carried(use.node):
+                continue
             if use.node in others:
                 return True
             if id(use.node) not in seen:

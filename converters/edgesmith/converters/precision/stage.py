@@ -16,6 +16,7 @@ from edgesmith.calibration.collect import collect
 from edgesmith.calibration.images import Images, tensors
 from edgesmith.calibration.scale_table import ScaleTable
 from edgesmith.converters.package import FLOAT, Parts
+from edgesmith.converters.precision.budget import budget_of
 from edgesmith.converters.precision.companions import Companions, companions, take_along
 from edgesmith.converters.precision.decide import Decider, Decision, Judge, never_quantized
 from edgesmith.converters.precision.for_cpu import take_x86
@@ -80,6 +81,7 @@ def decided(
     out: Path,
     assemble: Callable[[Mapping[str, onnx.ModelProto], str], Parts],
     stage: Stages,
+    tune: Callable[[Workbench], Workbench] | None = None,
 ) -> Decided:
     """Calibrate on the recipe's images and find the graph that its precision mode asks for.
 
@@ -89,6 +91,7 @@ def decided(
         out: where the bundle will be: bundles under test are written beside it.
         assemble: makes the parts of a bundle with more variants, one of them chosen.
         stage: told what is done.
+        tune: makes a bench whose INT8 graphs have learned weights and scales; it has one way of its own.
 
     Raises:
         AccuracyBudgetError: the budget cannot be kept.
@@ -113,17 +116,19 @@ def decided(
     )
     reasons = never_quantized(bench.sites(), precision.keep_float)
     bench.fixed_float = frozenset(reasons)
-    decider = Decider(bench, reasons, max_drop=precision.max_drop, rest=precision.rest, judge=None)
+    decider = Decider(bench, reasons, max_drop=budget_of(recipe), rest=precision.rest, judge=None)
     beside = companions(recipe, decider)
     decider.judge = _judge(recipe, out, assemble, stage, split, beside.graphs)
+    repairs: str | tuple[str, ...] = precision.repairs
+    if tune is not None:
+        decider.bench = tune(bench)
+        repairs = recipe.qat.repairs if recipe.qat is not None else ()
     if precision.mode == "fp16":
         decision = decider.fp16()
     elif precision.mode == "int8":
-        decision = decider.int8(
-            method=precision.method, repairs=precision.repairs, accept_drop=precision.accept_drop
-        )
+        decision = decider.int8(method=precision.method, repairs=repairs, accept_drop=precision.accept_drop)
     else:
-        decision = decider.auto(method=precision.method, repairs=precision.repairs)
+        decision = decider.auto(method=precision.method, repairs=repairs)
     take_along(recipe, decision, beside)
     cpu = take_x86(recipe, bench, decision, calibration, decider.judge)
     return Decided(decision, table, beside, cpu)
@@ -138,6 +143,10 @@ def evaluation_of(recipe: Recipe) -> EvaluationData | None:
         images=recipe.resolve(given.images),
         annotations=None if given.annotations is None else recipe.resolve(given.annotations),
         labels=None if given.labels is None else recipe.resolve(given.labels),
+        masks=None if given.masks is None else recipe.resolve(given.masks),
+        mask_values=given.mask_values,
+        metric=given.metric,
+        downscale=given.downscale,
     )
 
 

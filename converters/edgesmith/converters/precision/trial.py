@@ -27,6 +27,7 @@ from edgesmith.sdk.manifest import Batch, Nms, Task
 Floats = NDArray[np.float32]
 BIAS_IMAGES = 128  # the mean error of a channel settles long before
 BIAS_BYTES = 1 << 30  # of tensors held alive for both graphs
+POINTS = frozenset({"detect", "segment"})  # tasks whose nearness is in points of agreement, not in dB
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,9 @@ class Workbench:
         self.fixed_float = fixed_float
         self.evaluations = 0
         self._equalized: tuple[onnx.ModelProto, ScaleTable] | None = None
-        room = max(1, BIAS_BYTES // max(1, 2 * image_bytes(exact)))
+        room = max(
+            1, BIAS_BYTES // max(1, 2 * image_bytes(exact, max((t.shape for t in calibration), key=np.prod)))
+        )
         self._repair = calibration[: min(BIAS_IMAGES, room)]
         self._search = search
         self._size = (search[0].shape[2], search[0].shape[3])
@@ -167,9 +170,10 @@ class Workbench:
     def nearness(self, found: Agreement) -> float:
         """What trials are ranked by: with few images the ratio says more than whole decisions do.
 
-        Detectors are ranked by mAP, unless the float model is sure of nothing in the search images.
+        Detectors are ranked by mAP, unless the float model is sure of nothing in the search images, and
+        segmenters by mean IoU, for an image has many decisions.
         """
-        return found.same if self.task == "detect" and found.decisions else found.decibels
+        return found.same if self.task in POINTS and found.decisions else found.decibels
 
 
 def _finished(graph: onnx.ModelProto, deltas: Deltas, way: Way) -> onnx.ModelProto:

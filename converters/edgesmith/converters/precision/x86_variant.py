@@ -22,16 +22,16 @@ from edgesmith.converters.passes.base import Declined
 from edgesmith.converters.passes.x86 import X86
 from edgesmith.converters.precision.agreement import Agreement
 from edgesmith.converters.precision.ranges import channel_ranges
-from edgesmith.converters.precision.trial import Workbench
+from edgesmith.converters.precision.trial import POINTS, Workbench
 from edgesmith.converters.runners import Runner, graph_runner
 from edgesmith.sdk.backends.processor import has_integer_products
 
 log = logging.getLogger(__name__)
 Floats = NDArray[np.float32]
 RANGE_IMAGES = 32
-# How much less near to the float model than the INT8 graph it may be: points of agreement for detectors,
-# dB for others. With a Q behind each layer as well there is more to round.
-MARGIN = {"detect": 5.0}
+# How much less near to the float model than the INT8 graph it may be: points of agreement for detectors
+# and segmenters, dB for others. With a Q behind each layer as well there is more to round.
+MARGIN = {"detect": 5.0, "segment": 2.0}
 OTHER_MARGIN = 3.0
 RACE_S = 3.0
 LEAST_ROUNDS, MOST_ROUNDS = 15, 300
@@ -143,7 +143,7 @@ def _reason(bench: Workbench, int8: Agreement, found: Agreement, raced: Race, vn
     margin = MARGIN.get(bench.task, OTHER_MARGIN)
     near, reference = bench.nearness(found), bench.nearness(int8)
     if near < reference - margin:
-        unit = "points of agreement with float" if bench.task == "detect" else "dB of signal to noise"
+        unit = "points of agreement with float" if bench.task in POINTS else "dB of signal to noise"
         return (
             f"with a rounding behind each layer as well it has {near:.1f} {unit}, INT8 has {reference:.1f}: "
             f"more than {margin:g} less"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from edgesmith.sdk.backends.base import Backend, Options
@@ -28,9 +29,24 @@ BY_NAME: dict[str, str] = {"tensorrt-ep": "edgesmith.sdk.backends.onnxruntime"}
 X86 = "x86"  # the variant with uint8 activations
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """A backend, and those that ``auto`` tried before it: each with the reason why it was not taken."""
+
+    backend: Backend
+    passed_over: tuple[tuple[str, str], ...] = ()
+
+
 def open_backend(
     bundle: Bundle, *, backend: str = "auto", variant: str | None = None, options: Options
 ) -> Backend:
+    """The backend of :func:`choose_backend` alone."""
+    return choose_backend(bundle, backend=backend, variant=variant, options=options).backend
+
+
+def choose_backend(
+    bundle: Bundle, *, backend: str = "auto", variant: str | None = None, options: Options
+) -> Chosen:
     """Load one variant of the bundle.
 
     ``auto`` takes the first backend that this machine has and that really runs: one that is
@@ -50,8 +66,8 @@ def open_backend(
         reason = unavailable(backend)
         if reason is not None:
             raise BackendError(f"backend {backend!r} cannot run here: {reason}")
-        return _opened(backend, bundle, variant, options)
-    reasons: list[str] = []
+        return Chosen(_opened(backend, bundle, variant, options))
+    reasons: list[tuple[str, str]] = []
     for name in BACKENDS:
         reason = not_at_hand(name)
         if reason is None:
@@ -61,10 +77,12 @@ def open_backend(
                 log.warning("%s; trying the next backend", error)
                 reason = str(error)
             else:
-                log.info("backend %s; not taken: %s", name, "; ".join(reasons) or "none")
-                return opened
-        reasons.append(f"{name}: {reason}")
-    raise BackendError("no backend can run this bundle here. " + "; ".join(reasons))
+                told = "; ".join(f"{other}: {why}" for other, why in reasons)
+                log.info("backend %s; not taken: %s", name, told or "none")
+                return Chosen(opened, tuple(reasons))
+        reasons.append((name, reason))
+    told = "; ".join(f"{other}: {why}" for other, why in reasons)
+    raise BackendError(f"no backend can run this bundle here. {told}")
 
 
 def order_here() -> list[tuple[str, str | None]]:

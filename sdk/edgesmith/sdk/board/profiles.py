@@ -15,4 +15,6 @@ def profile(name: str) -> DeviceProfile:
     try:
         return load_profile(name)
     except LookupError as error:
-        raise DeviceProfileError(f"{error.args[0]}; `edgesmith devices` lists them") from error
+        said = str(error.args[0])
+        separator = "" if said.endswith("?") else ";"  # a question ends its sentence
+        raise DeviceProfileError(f"{said}{separator} `edgesmith devices` lists them") from error

@@ -77,7 +77,7 @@ def byte_count(text: str | None) -> int | None:
 @click.option(
     "--hardware-compatible", is_flag=True, help="Runs on later GPUs too: slower. Not for Jetson boards."
 )
-@click.option("--sparse", is_flag=True, help="2:4 sparse kernels, for weights that were pruned so.")
+@click.option("--sparse", is_flag=True, help="2:4 sparse kernels; bundles pruned so have them anyway.")
 @click.option("--device", type=click.IntRange(min=0), default=0, show_default=True, help="Number of the GPU.")
 @click.option(
     "--compute-capability", help="Build for this GPU, such as 8.6, and run nothing: TensorRT-RTX only."
@@ -125,6 +125,7 @@ def build(
     )
     opened = Bundle.open(bundle)
     opened.check()
+    options = msgspec.structs.replace(options, sparse=sparse or opened.manifest.sparse)
     found = load_tensorrt()
     target = detect_target(found.require(), device)
     cache = EngineCache()

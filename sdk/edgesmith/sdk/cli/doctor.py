@@ -8,19 +8,18 @@ import click
 import msgspec
 
 from edgesmith.sdk.backends.choose import order_here
-from edgesmith.sdk.board.doctor import examine
+from edgesmith.sdk.board.doctor import CHECKS, examine
 from edgesmith.sdk.board.facts import gather
 from edgesmith.sdk.cli.output import emit_json, table
 
 
-@click.command()
+@click.command(epilog=f"Checks: {', '.join(name for name, _ in CHECKS)}.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def doctor(as_json: bool) -> int:
     """Check this machine and say what to mend.
 
-    Looks at Python, the packages, ONNX Runtime, OpenCV, GStreamer, PyAV, CUDA, TensorRT and the
-    disk. Nothing is installed, changed or sent. The exit status is 1 when a check fails; a warning
-    does not count.
+    Nothing is installed, changed or sent. The exit status is 1 when a check fails; a warning does
+    not count.
 
     With --json: checks, a list of name, status (ok, warn or fail), detail and mend (a command, or null).
     """

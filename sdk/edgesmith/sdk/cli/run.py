@@ -33,7 +33,7 @@ from edgesmith.sdk.loop.mailbox import POLICIES
 from edgesmith.sdk.loop.result import Result
 from edgesmith.sdk.loop.settings import unique
 from edgesmith.sdk.models import Model, load_model
-from edgesmith.sdk.percentiles import percentiles
+from edgesmith.sdk.percentiles import Spread
 from edgesmith.sdk.sinks.base import Sink, show_states
 
 WAIT_S = 0.1  # a signal is answered within this time also where no frame comes
@@ -110,14 +110,14 @@ def run(
 
 
 class Tally:
-    """What a run came to."""
+    """What a run came to; its memory does not grow with the run."""
 
     def __init__(self) -> None:
         self.frames = 0
         self.dropped = 0
         self.found = 0
-        self.ages: list[float] = []
-        self.stages: dict[str, list[float]] = {}
+        self.ages = Spread()
+        self.stages: dict[str, Spread] = {}
         self.errors: list[str] = []
         self.stale: dict[str, tuple[int, str]] = {}
         self.interrupted = False
@@ -129,9 +129,9 @@ class Tally:
         self.frames += 1
         self.dropped += result.dropped
         self.found += len(result.answer)
-        self.ages.append(result.age_ms)
+        self.ages.add(result.age_ms)
         for name, ms in result.stages_ms.items():
-            self.stages.setdefault(name, []).append(ms)
+            self.stages.setdefault(name, Spread()).add(ms)
         self.seconds = time.monotonic() - self.started
 
     def add_stale(self, error: StaleFrameError) -> None:
@@ -157,8 +157,8 @@ class Tally:
             "frames": self.frames,
             "dropped": self.dropped,
             "fps": self.fps,
-            "age_ms": percentiles(self.ages),
-            "stages_ms": {name: percentiles(times) for name, times in self.stages.items()},
+            "age_ms": self.ages.percentiles(),
+            "stages_ms": {name: times.percentiles() for name, times in self.stages.items()},
             "errors": self.errors,
         }
         if len(stats.cameras) > 1:
@@ -296,7 +296,7 @@ def _tell(
         table(
             "", columns, [(c.name, c.state, c.grabbed, c.processed, c.dropped, c.fps) for c in stats.cameras]
         )
-    what = "detections" if model.task == "detect" else "answers"
+    what = {"detect": "detections", "segment": "regions", "tensor": "tensors"}.get(model.task, "answers")
     ended = "interrupted after " if tally.interrupted else ""
     lost = f", {tally.dropped} dropped" if tally.dropped else ""
     click.echo(f"{ended}{tally.frames} frames, {tally.fps:.1f} frames/s{lost}, {tally.found} {what}")

@@ -25,6 +25,15 @@ M = TypeVar("M", bound=Model[Any])
 
 
 @dataclass(frozen=True, slots=True)
+class Pictures(Generic[I]):
+    """What stands for the pictures, how each is read, and what they are called in a message."""
+
+    items: Iterable[I]
+    load: Callable[[I], Frame8]
+    called: str
+
+
+@dataclass(frozen=True, slots=True)
 class Answers(Generic[I, R]):
     """What the models answered.
 
@@ -45,8 +54,17 @@ class Answers(Generic[I, R]):
             DataError: not one picture was read.
         """
         if not self.items:
-            first = f"; the first: {self.faults[0]}" if self.faults else ": there are none"
-            raise DataError(f"{pictures} could be read{first}")
+            refuse_none(pictures, self.faults)
+
+
+def refuse_none(pictures: str, faults: Sequence[str]) -> None:
+    """Say that not one of the pictures was read, and why the first was not.
+
+    Raises:
+        DataError: always.
+    """
+    first = f"; the first: {faults[0]}" if faults else ": there are none"
+    raise DataError(f"{pictures} could be read{first}")
 
 
 def answers(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import cv2
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from edgesmith.sdk.cameras.pictures import PICTURES, list_pictures, read_image
 from edgesmith.sdk.errors import CameraError, DataError
 
 Image = NDArray[np.uint8]
+IGNORED = -1  # of a class map: the pixel counts for nothing
 _NPZ_ARRAYS = {"images": "images (N, H, W, 3) uint8 RGB", "labels": "labels (N,)"}
 
 
@@ -23,12 +25,19 @@ class EvaluationData(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     ``images``: a folder, or an ``.npz`` with ``images`` uint8 ``(N, H, W, 3)`` RGB and ``labels`` int
     ``(N,)``. ``annotations``: COCO JSON. ``labels``: csv with ``file,class``. A folder with neither has
-    a sub-folder a class, in the order of the class names. ``limit``: the first images only.
+    a sub-folder a class, in the order of the class names. ``masks``: folder with a grey PNG of each picture's
+    name; ``mask_values`` is the pixel value of each class there (left out: the number of the class), and
+    other values count for nothing. ``metric = "psnr"``: pictures that are made smaller by ``downscale``, and
+    held against what the model makes of that. ``limit``: the first images only.
     """
 
     images: Path
     annotations: Path | None = None
     labels: Path | None = None
+    masks: Path | None = None
+    mask_values: tuple[int, ...] | None = None
+    metric: Literal["psnr"] | None = None
+    downscale: int | None = None
     limit: int | None = None
 
     @classmethod
@@ -55,6 +64,69 @@ class LabelledImage(msgspec.Struct, frozen=True):
     name: str
     label: int
     image: Path | Image
+
+
+class MaskedImage(msgspec.Struct, frozen=True):
+    """A picture's file and its mask's."""
+
+    image: Path
+    mask: Path
+
+
+def masked_images(data: EvaluationData) -> list[MaskedImage]:
+    """Pictures that have a mask of the same name; both may lie in one folder.
+
+    Raises:
+        DataError: there are none.
+    """
+    folder = data.masks or data.images
+    try:
+        pictures = list_pictures(data.images)
+    except CameraError as error:
+        raise DataError(str(error)) from error
+    pairs = [MaskedImage(picture, folder / f"{picture.stem}.png") for picture in pictures]
+    masks = {pair.mask for pair in pairs if pair.mask != pair.image}
+    found = [pair for pair in pairs if pair.image not in masks and pair.mask.is_file()]
+    found = [pair for pair in found if pair.mask != pair.image]
+    if not found:
+        raise DataError(
+            f"{data.images}: no picture has a mask: {folder} must hold a grey PNG of each picture's name"
+        )
+    return found[: data.limit]
+
+
+def read_mask(
+    item: MaskedImage, data: EvaluationData | None, classes: int, shape: tuple[int, ...]
+) -> NDArray[np.int16]:
+    """A mask as a class map ``(H, W)``; :data:`IGNORED` where its value is none of a class.
+
+    Raises:
+        DataError: it cannot be read, is not grey, has another size than ``shape``, or the values given are
+            not one a class.
+    """
+    values = data.mask_values if data is not None else None
+    if values is not None and len(values) != classes:
+        raise DataError(f"mask_values has {len(values)} values for a model of {classes} classes")
+    try:
+        mask = cv2.imdecode(np.frombuffer(item.mask.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+    except (OSError, cv2.error) as error:
+        raise DataError(f"{item.mask}: cannot be read: {error}") from error
+    if mask is None:
+        raise DataError(f"{item.mask}: is not a picture")
+    if mask.ndim == 3:
+        if (mask[..., :1] != mask[..., :3]).any():
+            raise DataError(
+                f"{item.mask}: a mask in colour (a palette becomes colours as well): store class numbers grey"
+            )
+        mask = mask[..., 0]
+    if mask.shape != shape:
+        raise DataError(f"{item.mask}: has {mask.shape} pixels, its picture {tuple(shape)}")
+    table = np.full(1 << (8 * mask.dtype.itemsize), IGNORED, np.int16)
+    for label, value in enumerate(values if values is not None else range(classes)):
+        if not 0 <= value < len(table):
+            raise DataError(f"{item.mask}: mask_values holds {value}; a pixel there is 0..{len(table) - 1}")
+        table[value] = label
+    return np.asarray(table[mask])
 
 
 def labelled_images(data: EvaluationData, names: Sequence[str]) -> list[LabelledImage]:

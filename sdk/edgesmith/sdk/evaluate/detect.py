@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -73,14 +73,30 @@ class CocoData:
         )
 
     def figures(self, images: Sequence[dict[str, Any]], found: Sequence[Detections]) -> dict[str, float]:
-        """The COCO figures in percent of the detections in some image entries."""
+        """The COCO figures in percent of the detections in some image entries.
+
+        Where detections and annotations have masks, the same of these too, as ``mask_mAP`` and so on.
+        """
         ids = [image["id"] for image in images]
         results = [
             item
             for number, detections in zip(ids, found, strict=True)
             for item in detections.to_coco(number, self.categories)
         ]
-        return coco_figures(self.content, results, ids)
+        figures = coco_figures(self.content, results, ids)
+        if any(detections.masks is not None for detections in found) and self._has_masks(images):
+            # Without the boxes the evaluator takes sizes from the masks, as it should.
+            shapes = [{key: value for key, value in item.items() if key != "bbox"} for item in results]
+            masks = coco_figures(self.content, shapes, ids, kind="segm")
+            figures |= {f"mask_{name}": value for name, value in masks.items()}
+        return figures
+
+    def _has_masks(self, images: Sequence[dict[str, Any]]) -> bool:
+        ids = {image["id"] for image in images}
+        sized = all("height" in image and "width" in image for image in images)
+        return sized and all(
+            mark.get("segmentation") for mark in self.content["annotations"] if mark["image_id"] in ids
+        )
 
 
 def detections(
@@ -112,7 +128,11 @@ def mean_average_precision(
 
 
 def coco_figures(
-    truth: dict[str, Any], found: Sequence[dict[str, Any]], image_ids: Sequence[int]
+    truth: dict[str, Any],
+    found: Sequence[dict[str, Any]],
+    image_ids: Sequence[int],
+    *,
+    kind: Literal["bbox", "segm"] = "bbox",
 ) -> dict[str, float]:
     """The COCO figures in percent of results against a COCO dictionary, over some of its images."""
     coco, evaluator = need_evaluator()
@@ -120,7 +140,7 @@ def coco_figures(
         return dict.fromkeys(_FIGURES, 0.0)
     with contextlib.redirect_stdout(io.StringIO()):  # the evaluator prints its table
         reference = coco(truth)
-        judge = evaluator(reference, reference.loadRes(list(found)), "bbox")
+        judge = evaluator(reference, reference.loadRes(list(found)), kind)
         judge.params.imgIds = list(image_ids)
         judge.evaluate()
         judge.accumulate()

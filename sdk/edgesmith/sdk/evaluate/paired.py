@@ -1,25 +1,22 @@
 """Two models on the same images: what the second loses, with an interval.
 
-    paired = compare_models(exact, int8, EvaluationData.found("coco_val"))
-    paired.drop, paired.interval            # points of mAP or top-1, positive when something was lost
-    compare_many(exact, {"int8": int8, "fp16": fp16}, data)["fp16"]     # one pass for all
-    compare_unlabelled(exact, {"int8": int8}, frames)                   # against exact's own answers
-
-The interval is the percentile bootstrap over images (Efron and Tibshirani 1993, chapter 13), paired: a draw
-takes the same images for both models, so what makes images hard for both cancels out.
+paired = compare_models(exact, int8, EvaluationData.found("coco_val"))
+paired.drop, paired.interval            # points of mAP, top-1 or mean IoU, dB of PSNR; positive: lost
+compare_many(exact, {"int8": int8, "fp16": fp16}, data)["fp16"]     # one pass for all
+compare_unlabelled(exact, {"int8": int8}, frames)                   # against exact's own answers
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from edgesmith.sdk.errors import ConfigError, DataError
-from edgesmith.sdk.evaluate.answers import Frame8, I, Progress
+from edgesmith.sdk.evaluate.answers import Frame8, I, Pictures, Progress
+from edgesmith.sdk.evaluate.bootstrap import Counts, Floats, Paired, drawn, interval
 from edgesmith.sdk.evaluate.classify import decisions, top_figures
 from edgesmith.sdk.evaluate.data import (
     EvaluationData,
@@ -30,51 +27,14 @@ from edgesmith.sdk.evaluate.data import (
 )
 from edgesmith.sdk.evaluate.detect import CocoData, detections, need_evaluator
 from edgesmith.sdk.evaluate.matching import Found, Matches, Truth, average_precisions, match
-from edgesmith.sdk.models import Classifier, Detector, Model
+from edgesmith.sdk.evaluate.segment import agreeing_maps, paired_maps
+from edgesmith.sdk.evaluate.tensor import agreeing_tensors, paired_psnr
+from edgesmith.sdk.models import Classifier, Detector, Model, Segmenter, TensorModel
 from edgesmith.sdk.results import Detections
 
+__all__ = ["SURE", "Paired", "compare_many", "compare_models", "compare_unlabelled"]
 M = TypeVar("M", bound=Model[Any])
-Counts = NDArray[np.int64]
-Floats = NDArray[np.float64]
 SURE = 0.3  # a model's own detections of at least this score stand for the truth where there are no labels
-_LEVELS = (2.5, 97.5)  # percent: a 95 % interval
-
-
-class Paired(msgspec.Struct, frozen=True, kw_only=True):
-    """``other`` against ``exact``, figures in percent.
-
-    With labels ``metric`` is ``top1`` or ``mAP``. Without (``labelled`` is False) it is ``agreement``, of
-    which the exact model has 100 by definition.
-
-    Attributes:
-        values: every figure by name, as (exact, other).
-        drop: points lost, positive when ``other`` is worse.
-        interval: 95 % bootstrap interval of the drop.
-        images: how many were compared.
-        agreement: decisions that are the same (classifiers), or mAP@[.5:.95] of ``other`` against the exact
-            model's detections of score >= 0.3 (detectors; None where it has none).
-        flipped: decisions that changed; None for detectors.
-        right_to_wrong, wrong_to_right: of ``flipped``; None without labels.
-        faults: a line for each picture that could not be read and was left out.
-    """
-
-    metric: str
-    exact: float
-    other: float
-    values: dict[str, tuple[float, float]]
-    drop: float
-    interval: tuple[float, float]
-    images: int
-    labelled: bool
-    agreement: float | None
-    flipped: int | None = None
-    right_to_wrong: int | None = None
-    wrong_to_right: int | None = None
-    faults: tuple[str, ...] = ()
-
-    def within(self, budget: float) -> bool:
-        """True where no more than ``budget`` points are lost: the drop itself counts, not its interval."""
-        return self.drop <= budget
 
 
 def compare_models(
@@ -121,11 +81,15 @@ def compare_many(
         got.need_some(f"{data.images}: none of the labelled pictures")
         labels = np.array([item.label for item in got.items])
         best = [np.stack(result) for result in got.results]
-        counts = _drawn(len(labels), draws, seed)
+        counts = drawn(len(labels), draws, seed)
         return {
             name: _classified(best[0], one, labels, counts, got.faults)
             for name, one in zip(others, best[1:], strict=True)
         }
+    if isinstance(exact, Segmenter):
+        return paired_maps(_all(exact, others, Segmenter), others, data, draws, seed, progress)
+    if isinstance(exact, TensorModel):
+        return paired_psnr(_all(exact, others, TensorModel), others, data, draws, seed, progress)
     return _detected(exact, others, data, draws, seed, progress)
 
 
@@ -141,7 +105,8 @@ def compare_unlabelled(
     """Every candidate against one model's own answers, in one pass over images without labels.
 
     The drop of a classifier is the share of images whose decision changed; that of a detector is 100 - mAP
-    against the exact model's detections of score >= 0.3.
+    against the exact model's detections of score >= 0.3; that of a segmenter 100 - mean IoU with its class
+    maps; that of a tensor model the relative error of its outputs in percent.
 
     Args:
         exact, others, draws, seed, progress: as for :func:`compare_many`.
@@ -154,49 +119,51 @@ def compare_unlabelled(
     """
     _check(exact, others, draws)
     if isinstance(images, EvaluationData):
-        return _unlabelled(
-            exact, others, unlabelled_images(images), picture_pixels, draws, seed, progress,
-            f"{images.images}: none of the pictures",
-        )  # fmt: skip
-    return _unlabelled(
-        exact, others, images, lambda frame: frame, draws, seed, progress, "none of the images"
-    )
+        files = Pictures(unlabelled_images(images), picture_pixels, f"{images.images}: none of the pictures")
+        return _unlabelled(exact, others, files, draws, seed, progress)
+    frames = Pictures(images, lambda frame: frame, "none of the images")
+    return _unlabelled(exact, others, frames, draws, seed, progress)
 
 
 def _unlabelled(
     exact: Model[Any],
     others: Mapping[str, Model[Any]],
-    items: Iterable[I],
-    load: Callable[[I], Frame8],
+    pictures: Pictures[I],
     draws: int,
     seed: int,
     progress: Progress | None,
-    pictures: str,
 ) -> dict[str, Paired]:
+    items, load = pictures.items, pictures.load
     if isinstance(exact, Classifier):
         got = decisions(_all(exact, others, Classifier), items, load, progress)
-        got.need_some(pictures)
+        got.need_some(pictures.called)
         best = [np.stack(result) for result in got.results]
-        counts = _drawn(len(best[0]), draws, seed)
+        counts = drawn(len(best[0]), draws, seed)
         return {
             name: _classified(best[0], one, None, counts, got.faults)
             for name, one in zip(others, best[1:], strict=True)
         }
+    if isinstance(exact, Segmenter):
+        segmenters = _all(exact, others, Segmenter)
+        return agreeing_maps(segmenters, others, pictures, draws, seed, progress)
+    if isinstance(exact, TensorModel):
+        plain = _all(exact, others, TensorModel)
+        return agreeing_tensors(plain, others, pictures, draws, seed, progress)
     seen = detections(_all(exact, others, Detector), items, load, progress)
-    seen.need_some(pictures)
+    seen.need_some(pictures.called)
     truth = _sure(seen.results[0])
     if not len(truth.images):
         raise DataError(
             f"the exact model finds nothing of score {SURE} or more in {truth.size} images, so there is "
             "nothing to agree on: give images that show its classes, or labelled ones"
         )
-    counts = _drawn(truth.size, draws, seed)
+    counts = drawn(truth.size, draws, seed)
     result = {}
     for name, found in zip(others, seen.results[1:], strict=True):
         matches = match(truth, Found.from_detections(found))
         reached = float(_mean(matches)[0])
-        result[name] = _agreeing(
-            reached, _interval(100 - _mean(matches, counts)), truth.size, None, seen.faults
+        result[name] = Paired.agreeing(
+            reached, interval(100 - _mean(matches, counts)), truth.size, seen.faults
         )
     return result
 
@@ -214,7 +181,7 @@ def _detected(
     got = detections(_all(exact, others, Detector), coco.images, coco.load, progress)
     got.need_some(f"{data.images}: none of the labelled pictures")
     truth, sure = coco.truth(got.items), _sure(got.results[0])
-    counts = _drawn(truth.size, draws, seed)
+    counts = drawn(truth.size, draws, seed)
     figures = [coco.figures(got.items, found) for found in got.results]
     resampled = [
         _mean(match(truth, Found.from_detections(found, coco.categories)), counts) for found in got.results
@@ -226,7 +193,7 @@ def _detected(
         agreement = float(_mean(match(sure, Found.from_detections(got.results[number])))[0])
         result[name] = Paired(
             metric="mAP", exact=before, other=after, values=values, drop=before - after,
-            interval=_interval(resampled[0] - resampled[number]), images=truth.size, labelled=True,
+            interval=interval(resampled[0] - resampled[number]), images=truth.size, labelled=True,
             agreement=None if np.isnan(agreement) else agreement, faults=tuple(got.faults),
         )  # fmt: skip
     return result
@@ -245,8 +212,8 @@ def _classified(
     flipped = int(flips.sum())
     if labels is None:
         same = 100 * (size - flipped) / size
-        interval = _interval(100 * (counts @ flips) / size)
-        return _agreeing(same, interval, size, flipped, faults)
+        spread = interval(100 * (counts @ flips) / size)
+        return Paired.agreeing(same, spread, size, faults, flipped=flipped)
     lost = (exact[:, 0] == labels).astype(np.int64) - (other[:, 0] == labels)
     before, after = top_figures(exact, labels), top_figures(other, labels)
     return Paired(
@@ -254,25 +221,14 @@ def _classified(
         values={name: (before[name], after[name]) for name in before},
         # From whole decisions, so that a drop of just the budget is inside it.
         drop=100 * int(lost.sum()) / size,
-        interval=_interval(100 * (counts @ lost) / size),
+        interval=interval(100 * (counts @ lost) / size),
         images=size, labelled=True, agreement=100 * (size - flipped) / size, flipped=flipped,
         right_to_wrong=int((lost > 0).sum()), wrong_to_right=int((lost < 0).sum()), faults=tuple(faults),
     )  # fmt: skip
 
 
-def _agreeing(
-    same: float, interval: tuple[float, float], images: int, flipped: int | None, faults: Sequence[str]
-) -> Paired:
-    drop = 100 * flipped / images if flipped is not None else 100.0 - same
-    return Paired(
-        metric="agreement", exact=100.0, other=same, values={"agreement": (100.0, same)}, drop=drop,
-        interval=interval, images=images, labelled=False, agreement=same, flipped=flipped,
-        faults=tuple(faults),
-    )  # fmt: skip
-
-
 def _check(exact: Model[Any], others: Mapping[str, Model[Any]], draws: int) -> None:
-    if not isinstance(exact, Classifier | Detector):
+    if not isinstance(exact, Classifier | Detector | Segmenter | TensorModel):
         raise ConfigError(f"no comparison for task {exact.task!r}")
     if draws < 1:
         raise ConfigError(f"draws is {draws}: an interval needs at least one, 200 are usual")
@@ -292,24 +248,10 @@ def _all(exact: Model[Any], others: Mapping[str, Model[Any]], kind: type[M]) -> 
     return [model for model in (exact, *others.values()) if isinstance(model, kind)]
 
 
-def _drawn(images: int, draws: int, seed: int) -> Counts:
-    """``(draws, images)``: how often each image was drawn; a row is as many draws as there are images."""
-    random = np.random.default_rng(seed)
-    return np.stack([np.bincount(random.integers(0, images, images), minlength=images) for _ in range(draws)])
-
-
 def _mean(matches: Matches, counts: Counts | None = None) -> Floats:
     """mAP@[.5:.95] in percent, ``(draws,)``."""
     means: Floats = average_precisions(matches, counts).mean(1)
     return means
-
-
-def _interval(drops: Floats) -> tuple[float, float]:
-    known = drops[~np.isnan(drops)]  # a draw without any object says nothing
-    if not len(known):
-        return 0.0, 0.0
-    low, high = np.percentile(known, _LEVELS)
-    return float(low), float(high)
 
 
 def _sure(found: Sequence[Detections]) -> Truth:

@@ -10,13 +10,14 @@ import msgspec
 from edgesmith.sdk.errors import DataError
 from edgesmith.sdk.evaluate.answers import Progress
 from edgesmith.sdk.evaluate.data import EvaluationData
-from edgesmith.sdk.models import Classifier, Detector, Model
+from edgesmith.sdk.models import Classifier, Detector, Model, Segmenter, TensorModel
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
-    """Accuracy in percent; the keys of ``eval --json``. ``value`` is the ``metric`` among ``values``.
+    """Accuracy in percent, or PSNR in dB; the keys of ``eval --json``.
 
-    ``faults``: a line for each picture that could not be read and was left out.
+    ``value`` is the ``metric`` among ``values``. ``faults``: a line for each picture that could not be read
+    and was left out.
     """
 
     metric: str
@@ -33,8 +34,8 @@ def evaluate(model: Model[Any], data: EvaluationData, *, progress: Progress | No
     """Run the model over labelled images and score it.
 
     Args:
-        model: a loaded detector (COCO mAP at the bundle's ``evaluation_score``) or classifier
-            (top-1, top-5).
+        model: a loaded detector (COCO mAP at the bundle's ``evaluation_score``), classifier (top-1, top-5),
+            segmenter (mean IoU) or tensor model (PSNR).
         data: where the images and labels are.
         progress: called with images done and images in all.
 
@@ -50,6 +51,14 @@ def evaluate(model: Model[Any], data: EvaluationData, *, progress: Progress | No
         from edgesmith.sdk.evaluate.classify import top_accuracies
 
         metric, (values, images, faults) = "top1", top_accuracies(model, data, progress)
+    elif isinstance(model, Segmenter):
+        from edgesmith.sdk.evaluate.segment import mean_ious
+
+        metric, (values, images, faults) = "mIoU", mean_ious(model, data, progress)
+    elif isinstance(model, TensorModel):
+        from edgesmith.sdk.evaluate.tensor import mean_psnr
+
+        metric, (values, images, faults) = "psnr", mean_psnr(model, data, progress)
     else:
         raise DataError(f"no evaluation for task {model.task!r}")
     return Evaluation(

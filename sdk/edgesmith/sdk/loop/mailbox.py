@@ -177,24 +177,27 @@ class HandOver(Generic[T]):
     """One thing between two stages.
 
     The writer asks for the empty slot *before* it begins its work, so that what it makes is made of
-    the newest there is, and never waits behind another.
+    the newest there is, and never waits behind another. A reader who waits already counts as an empty
+    slot: the writer goes on at once, and does not stand still until the reader's thread has woken.
     """
 
     def __init__(self) -> None:
         self._item: T | None = None
+        self._reader_waits = False
         self._finished = False
         self._closed = False
         self._changed = threading.Condition(threading.Lock())
 
     def reserve(self) -> bool:
-        """Wait for the slot to be empty; False when the hand-over was closed."""
+        """Wait for the slot to be empty, or about to be; False when the hand-over was closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._item is None or self._closed)
+            self._changed.wait_for(lambda: self._item is None or self._reader_waits or self._closed)
             return not self._closed
 
     def put(self, item: T) -> bool:
         """Leave the item in the slot that was reserved; False when the hand-over was closed."""
         with self._changed:
+            self._changed.wait_for(lambda: self._item is None or self._closed)
             if self._closed:
                 return False
             self._item = item
@@ -204,7 +207,9 @@ class HandOver(Generic[T]):
     def take(self) -> T | None:
         """Wait for an item; None when no more will come."""
         with self._changed:
+            self._reader_waits = True
             self._changed.wait_for(lambda: self._item is not None or self._finished or self._closed)
+            self._reader_waits = False
             item, self._item = self._item, None
             self._changed.notify_all()
             return item

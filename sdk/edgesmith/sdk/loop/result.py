@@ -6,9 +6,10 @@ import time
 from dataclasses import dataclass, field, replace
 
 from edgesmith.sdk.cameras.base import Frame
+from edgesmith.sdk.maps import Segmentation, Tensors
 from edgesmith.sdk.results import Classifications, Detections
 
-Answer = Detections | Classifications
+Answer = Detections | Classifications | Segmentation | Tensors
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,9 +8,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Literal, Protocol, runtime_checkable
 
 import msgspec
+import numpy as np
 
 from edgesmith.sdk.errors import ConfigError, SinkError
 from edgesmith.sdk.loop.result import Result
@@ -18,10 +20,13 @@ from edgesmith.sdk.loop.result import Result
 log = logging.getLogger(__name__)
 
 Overflow = Literal["oldest", "newest", "wait"]
+MOST_BYTES = 128 << 20
 
 
 class Sink(Protocol):  # not a base class: an integrator's sink fits without importing us
     """Takes results one by one; closed once, also after an error.
+
+    A sink that never looks at pictures says so with ``reads_image = False``, and its queue holds none.
 
     Attributes:
         notes: lines that a person should read at the end (a codec that was not to be had).
@@ -96,6 +101,7 @@ class BackgroundSink:
         overflow: what a full queue does: ``oldest`` passes over what waits longest (live sinks: a page, a
             broker), ``newest`` what comes (recordings: what was begun stays whole), ``wait`` holds the
             caller up (files, where each frame counts), though never for a sink that is failing.
+        most_bytes: size of the pictures that may wait; one result may always.
         flush_s: how long :meth:`close` lets the queue run empty, and again how long it waits for the
             sink to finish.
         backoff_s: shortest and longest pause after an error, in seconds.
@@ -111,6 +117,7 @@ class BackgroundSink:
         capacity: int = 8,
         name: str | None = None,
         overflow: Overflow = "oldest",
+        most_bytes: int = MOST_BYTES,
         flush_s: float = 2.0,
         backoff_s: tuple[float, float] = (0.2, 5.0),
     ) -> None:
@@ -121,10 +128,12 @@ class BackgroundSink:
             raise ConfigError(f"sink {self.name}: overflow is {overflow!r}: oldest, newest or wait")
         self.sink = sink
         self.notes = sink.notes  # the same list: what either says is read in one place
-        self._capacity, self._overflow = capacity, overflow
+        self._capacity, self._overflow, self._most_bytes = capacity, overflow, most_bytes
+        self._pictures = bool(getattr(sink, "reads_image", True))
         self._flush_s, self._backoff_s = flush_s, backoff_s
         self._changed = threading.Condition()
         self._queue: deque[Result] = deque()
+        self._bytes = 0  # of the pictures in the queue
         self._at_hand = 0
         self._written = self._dropped = self._errors = 0
         self._error: str | None = None
@@ -139,20 +148,31 @@ class BackgroundSink:
         Raises:
             SinkError: the sink was closed before.
         """
+        if not self._pictures:
+            result = _without_picture(result)
+        size = self._size(result)
         with self._changed:
             if self._overflow == "wait":
                 self._changed.wait_for(
-                    lambda: len(self._queue) < self._capacity or self._error is not None or self._closing
+                    lambda: not self._full(size) or self._error is not None or self._closing
                 )
             if self._closing:
                 raise SinkError(f"{self.name}: a result came after the sink was closed")
-            if len(self._queue) >= self._capacity:
+            while self._full(size):
                 self._dropped += 1
                 if self._overflow != "oldest":
                     return
-                self._queue.popleft()
+                self._bytes -= self._size(self._queue.popleft())
             self._queue.append(result)
+            self._bytes += size
             self._changed.notify_all()
+
+    def _size(self, result: Result) -> int:
+        return result.frame.image.nbytes if self._pictures else 0
+
+    def _full(self, size: int) -> bool:
+        waiting = len(self._queue)
+        return waiting >= self._capacity or (waiting > 0 and self._bytes + size > self._most_bytes)
 
     def stats(self) -> SinkStats:
         """The counts of this moment."""
@@ -184,6 +204,7 @@ class BackgroundSink:
             with self._changed:
                 self._dropped += len(self._queue)
                 self._queue.clear()
+                self._bytes = 0
             self._thread.join(self._flush_s)
         self._sum_up()
         if self._failure is not None:
@@ -231,6 +252,7 @@ class BackgroundSink:
                 return None
             self._at_hand = 1
             result = self._queue.popleft()
+            self._bytes -= self._size(result)
             self._changed.notify_all()
             return result
 
@@ -265,6 +287,12 @@ class BackgroundSink:
         if self._error is None:
             log.warning("%s: %s (repeats are counted, not told)", self.name, self._last)
         self._error = self._last
+
+
+def _without_picture(result: Result) -> Result:
+    """The result with a black picture of the same shape that takes no memory."""
+    black = np.broadcast_to(np.uint8(0), result.frame.image.shape)
+    return replace(result, frame=replace(result.frame, image=black))
 
 
 def show_states(sinks: Iterable[Sink], status: Callable[[], Mapping[str, str]]) -> None:

@@ -15,6 +15,7 @@ import msgspec
 
 from edgesmith.sdk.errors import ConfigError, SinkError
 from edgesmith.sdk.loop.result import Result
+from edgesmith.sdk.maps import Segmentation, Tensors
 from edgesmith.sdk.results import Detections
 from edgesmith.sdk.sinks.base import wall_ns
 from edgesmith.sdk.sinks.jsonl import line_of
@@ -80,6 +81,23 @@ class EventPictures:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise SinkError(f"{self.folder}: cannot be made: {error.strerror or error}") from error
+        self._count()
+
+    def reopen(self) -> None:
+        """Go on where the folder takes files again; it is not made anew, as it may be a disk's.
+
+        Raises:
+            SinkError: not yet possible.
+        """
+        probe = self.folder / ".probe.part"
+        try:
+            probe.write_bytes(bytes(4096))
+            probe.unlink()
+            self._count()
+        except OSError as error:
+            raise SinkError(f"{self.folder}: cannot be written: {error.strerror or error}") from error
+
+    def _count(self) -> None:
         self._files = dict(sorted(self._kept()))
         self._bytes = sum(self._files.values())
 
@@ -95,26 +113,28 @@ class EventPictures:
             SinkError: it cannot be written.
         """
         now, source = result.frame.captured_ns, camera_of(result)
+        names = self._names_in(result)
         appeared = []
-        for name in self._names_in(result):
-            key = (source, name)
-            seen = self._seen_ns.get(key)
-            self._seen_ns[key] = now
-            saved = self._saved_ns.get(key)
+        for name in names:
+            seen, saved = self._seen_ns.get((source, name)), self._saved_ns.get((source, name))
             fresh = seen is None or now - seen > self._absent_ns
             if fresh and (saved is None or now - saved >= self._cooldown_ns):
                 appeared.append(name)
-        if not appeared:
-            return
-        self._save(result, "_".join(appeared[:3]))
-        for name in appeared:
-            self._saved_ns[source, name] = now
+        if appeared:  # what cannot be saved has not been seen, and is tried again while it is in view
+            self._save(result, "_".join(appeared[:3]))
+        self._seen_ns.update({(source, name): now for name in names})
+        self._saved_ns.update({(source, name): now for name in appeared})
 
     def _names_in(self, result: Result) -> list[str]:
         """Names of the classes in view, the best first, each once."""
         answer = result.answer
-        items = answer if isinstance(answer, Detections) else answer.top_k(1)
-        names = dict.fromkeys(item.name for item in items if item.score >= self._min_score)
+        if isinstance(answer, Tensors):
+            return []
+        if isinstance(answer, Segmentation):  # regions have no score
+            names = dict.fromkeys(region.name for region in answer)
+        else:
+            items = answer if isinstance(answer, Detections) else answer.top_k(1)
+            names = dict.fromkeys(item.name for item in items if item.score >= self._min_score)
         self._check_names(answer.names)
         return [name for name in names if self._classes is None or name in self._classes]
 

@@ -11,11 +11,16 @@ import msgspec
 
 from edgesmith.sdk.errors import SinkError
 from edgesmith.sdk.loop.result import Result
-from edgesmith.sdk.results import Detections
+from edgesmith.sdk.maps import Segmentation
+from edgesmith.sdk.results import Classifications, Detections
 
 
 def line_of(result: Result) -> dict[str, Any]:
-    """``source``, ``frame``, ``captured_ns``, and ``detections`` or ``classes`` (the best five)."""
+    """``source``, ``frame``, ``captured_ns``, and what the answer is.
+
+    ``detections``, ``classes`` (the best five), ``regions`` of a segmentation with their masks, or of
+    ``tensors`` their shapes and ranges, and the ``text`` that a recognizer read.
+    """
     frame = result.frame
     line: dict[str, Any] = {
         "source": frame.source_id,
@@ -24,8 +29,14 @@ def line_of(result: Result) -> dict[str, Any]:
     }
     if isinstance(result.answer, Detections):
         line["detections"] = result.answer.to_dict()
-    else:
+    elif isinstance(result.answer, Classifications):
         line["classes"] = result.answer.top_k(5).to_dict()
+    elif isinstance(result.answer, Segmentation):
+        line["regions"] = result.answer.to_dict()
+    else:
+        line["tensors"] = result.answer.summary()
+        if result.answer.text is not None:
+            line["text"], line["score"] = result.answer.text
     return line
 
 
@@ -38,6 +49,8 @@ class JsonLines:
     Raises:
         SinkError: it cannot be made.
     """
+
+    reads_image = False
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)

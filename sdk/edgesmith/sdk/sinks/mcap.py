@@ -13,7 +13,8 @@ import msgspec
 from edgesmith.sdk.draw import color_of
 from edgesmith.sdk.errors import ConfigError, SinkError
 from edgesmith.sdk.loop.result import Result
-from edgesmith.sdk.results import Detections
+from edgesmith.sdk.maps import Segmentation
+from edgesmith.sdk.results import Classifications, Detections
 from edgesmith.sdk.sinks.base import wall_ns
 from edgesmith.sdk.sinks.jsonl import line_of
 from edgesmith.sdk.sinks.naming import SourceNames, camera_of, need
@@ -55,6 +56,7 @@ class McapRecording:
         self._writing = need("foxglove.mcap", extra="mcap", sink="mcap")
         self.path = Path(path)
         self.notes: list[str] = []
+        self.reads_image = images  # of the picture's shape there is one also where nobody reads it
         self._images, self._quality, self._max_bytes = images, quality, max_bytes
         self._names = SourceNames()
         self._part = 0
@@ -124,7 +126,7 @@ class McapRecording:
         return data.tobytes()
 
     def _annotations(self, result: Result, stamp: Any) -> Any:
-        """Boxes as closed lines with a label each; a classifier's best three classes as text."""
+        """Boxes as closed lines with a label each; a classifier's best three classes, or regions, as text."""
         m = self._messages
         size = max(12.0, min(result.frame.image.shape[:2]) / 40)
         points, texts = [], []
@@ -142,9 +144,13 @@ class McapRecording:
                 )
                 track = "" if item.track_id is None else f"#{item.track_id} "
                 texts.append((f"{track}{item.name} {item.score:.2f}", x1, y1, number))
-        else:
+        elif isinstance(result.answer, Classifications):
             for row, best in enumerate(result.answer.top_k(3), 1):
                 texts.append((f"{best.name} {best.score:.2f}", 4.0, 1.5 * size * row, best.label))
+        elif isinstance(result.answer, Segmentation):
+            for row, region in enumerate(result.answer, 1):
+                text = f"{region.name} {100 * region.share:.0f} %"
+                texts.append((text, 4.0, 1.5 * size * row, region.label))
         labels = [
             m.TextAnnotation(
                 timestamp=stamp,

@@ -57,6 +57,8 @@ class MqttPublisher:
         MissingExtraError: ``paho-mqtt`` is not installed.
     """
 
+    reads_image = False
+
     def __init__(
         self,
         host: str,

@@ -9,9 +9,14 @@ from typing import Any, Literal
 
 from edgesmith.sdk.errors import ConfigError, SinkError
 from edgesmith.sdk.loop.result import Result
-from edgesmith.sdk.results import Detections
 from edgesmith.sdk.sinks.naming import SourceNames, camera_of, slug
-from edgesmith.sdk.sinks.ros2_messages import answer_message, compressed_message, header_of, image_message
+from edgesmith.sdk.sinks.ros2_messages import (
+    answer_message,
+    compressed_message,
+    header_of,
+    image_message,
+    topic_of,
+)
 
 Images = Literal["none", "raw", "compressed"]
 
@@ -55,6 +60,7 @@ class RosPublisher:
             )
         self.notes: list[str] = []
         self.messages = RclpyMessages()
+        self.reads_image = images != "none"
         self.namespace, self._frame_id, self._images = namespace.rstrip("/"), frame_id, images
         self._draw, self._quality, self._per_source = draw, quality, per_source
         self._names = SourceNames()
@@ -90,12 +96,7 @@ class RosPublisher:
             SinkError: ROS was shut down.
         """
         name = self._names[camera_of(result)]
-        detects = isinstance(result.answer, Detections)
-        answers = self._publisher(
-            name,
-            "detections" if detects else "classification",
-            "vision_msgs/msg/Detection2DArray" if detects else "vision_msgs/msg/Classification",
-        )
+        answers = self._publisher(name, *topic_of(result.answer))
         self._publish(answers, answer_message(result, self.messages, header))
         if self._images == "none":
             return

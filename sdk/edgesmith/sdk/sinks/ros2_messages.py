@@ -12,12 +12,18 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from edgesmith.sdk.errors import ConfigError
-from edgesmith.sdk.loop.result import Result
+from edgesmith.sdk.errors import ConfigError, SinkError
+from edgesmith.sdk.loop.result import Answer, Result
+from edgesmith.sdk.maps import Segmentation
 from edgesmith.sdk.results import Classifications, Detection, Detections
 from edgesmith.sdk.sinks.base import wall_ns
 
 _SECOND = 10**9
+TOPICS: tuple[tuple[type, str, str], ...] = (
+    (Detections, "detections", "vision_msgs/msg/Detection2DArray"),
+    (Classifications, "classification", "vision_msgs/msg/Classification"),
+    (Segmentation, "segmentation", "sensor_msgs/msg/Image"),
+)
 
 
 class Messages(Protocol):
@@ -40,14 +46,30 @@ def header_of(result: Result, messages: Messages, frame_id: str) -> Any:
 
 
 def answer_message(result: Result, messages: Messages, header: Any) -> Any:
-    """``vision_msgs/msg/Detection2DArray`` of a detector, ``vision_msgs/msg/Classification`` of a classifier.
+    """The answer as a message of the type that :func:`topic_of` names.
 
     ``class_id`` is the class name, ``Detection2D.id`` the track's number where there is one.
     """
     if isinstance(result.answer, Detections):
         found = [_detection(item, messages, header) for item in result.answer]
         return messages.make("vision_msgs/msg/Detection2DArray", header=header, detections=found)
-    return _classification(result.answer, messages, header)
+    if isinstance(result.answer, Classifications):
+        return _classification(result.answer, messages, header)
+    if isinstance(result.answer, Segmentation):
+        return _class_map(result.answer, messages, header)
+    raise SinkError("ros2: there is no message for plain tensors: leave this sink out")
+
+
+def topic_of(answer: Answer) -> tuple[str, str]:
+    """Topic and type of an answer.
+
+    Raises:
+        SinkError: there is none for it.
+    """
+    for kind, topic, message in TOPICS:
+        if isinstance(answer, kind):
+            return topic, message
+    raise SinkError(f"ros2: there is no message for {type(answer).__name__}: leave this sink out")
 
 
 def _detection(item: Detection, messages: Messages, header: Any) -> Any:
@@ -87,6 +109,23 @@ def _classification(answer: Classifications, messages: Messages, header: Any) ->
         for item in answer.top_k(5)
     ]
     return messages.make("vision_msgs/msg/Classification", header=header, results=results)
+
+
+def _class_map(answer: Segmentation, messages: Messages, header: Any) -> Any:
+    """The class of each pixel as a grey picture, 8 or 16 bits."""
+    wide = answer.class_map.dtype.itemsize > 1
+    values = np.ascontiguousarray(answer.class_map, "<u2" if wide else np.uint8)
+    rows, columns = values.shape
+    return messages.make(
+        "sensor_msgs/msg/Image",
+        header=header,
+        height=rows,
+        width=columns,
+        encoding="mono16" if wide else "mono8",
+        is_bigendian=0,
+        step=columns * values.itemsize,
+        data=messages.octets(values.tobytes()),
+    )
 
 
 def image_message(image: NDArray[np.uint8], messages: Messages, header: Any) -> Any:

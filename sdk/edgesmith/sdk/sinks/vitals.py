@@ -5,13 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from edgesmith.sdk.board.sensors import thermal_zones
 from edgesmith.sdk.loop.result import Answer, Result
+from edgesmith.sdk.maps import Region, Tensors
 from edgesmith.sdk.percentiles import percentiles
-from edgesmith.sdk.results import Detections
+from edgesmith.sdk.results import Classification, Classifications, Detection
 from edgesmith.sdk.sinks.naming import camera_of
 
 _WINDOW = 300
@@ -105,9 +107,12 @@ def _told(source: str, camera: _Camera, now: int, stale_s: float) -> dict[str, A
 def _found(answer: Answer | None) -> dict[str, int]:
     if answer is None:
         return {}
-    return dict(
-        Counter(item.name for item in (answer if isinstance(answer, Detections) else answer.top_k(1)))
-    )
+    if isinstance(answer, Tensors):
+        return {}
+    items: Iterable[Detection | Classification | Region] = answer
+    if isinstance(answer, Classifications):
+        items = answer.top_k(1)
+    return dict(Counter(item.name for item in items))
 
 
 def temperatures(root: Path = _THERMAL) -> dict[str, float]:

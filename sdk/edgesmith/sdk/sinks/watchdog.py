@@ -63,6 +63,8 @@ class SystemdWatchdog:
         status_s: seconds between two status lines.
     """
 
+    reads_image = False
+
     def __init__(self, *, status_s: float = 5.0) -> None:
         self.notes: list[str] = []
         self._listens = bool(os.environ.get("NOTIFY_SOCKET"))

@@ -33,13 +33,13 @@ from edgesmith.sdk.backends.tensorrt.target import Target
 from edgesmith.sdk.bundle import Bundle
 from edgesmith.sdk.errors import BackendError, BuildError, IncompatibleEngineError
 from edgesmith.sdk.manifest import Manifest
+from edgesmith.sdk.metrics import usual_budget
 from edgesmith.sdk.selftest import SelfTest, backend_test
 
 log = logging.getLogger(__name__)
 # From the fastest kind to the safest: a fallback goes to the right.
 PREFERENCE = ("auto", "int8", "int8-plain", "fp16", "float")
 FLOAT = "float"
-MAX_DROP = 0.5  # points, where the recipe does not say
 OpenEngine = Callable[[Engine], Backend]
 
 
@@ -94,7 +94,7 @@ def open_checked(
     device = Device(found=found, target=target, cache=cache, open_engine=open_engine, progress=progress)
     book = StateBook(cache, bundle, target)
     state = book.read()
-    options = options or state.options or BuildOptions()
+    options = options or state.options or BuildOptions(sparse=bundle.manifest.sparse)
     wanted = variant or state.choice or bundle.manifest.chosen
     if wanted not in bundle.manifest.variants or wanted in NOT_FOR_TENSORRT:
         # It says what is wrong with the name.
@@ -152,10 +152,12 @@ def why_left_out(manifest: Manifest, variant: str) -> str | None:
 
 
 def budget_of(manifest: Manifest) -> float:
-    """Points of accuracy that the recipe allows to lose."""
+    """Points of accuracy (dB of PSNR) that the recipe allows to lose."""
     precision = manifest.provenance.recipe.get("precision")
     value = precision.get("max_drop") if isinstance(precision, dict) else None
-    return float(value) if isinstance(value, int | float) else MAX_DROP
+    if isinstance(value, int | float):
+        return float(value)
+    return usual_budget("psnr" if "psnr" in manifest.measured else None)
 
 
 def self_tested(bundle: Bundle, backend: Backend) -> tuple[SelfTest, Divergence | None]:

@@ -112,7 +112,7 @@ def race(
     """
     cache = EngineCache() if cache is None else cache
     book = StateBook(cache, bundle, target)
-    options = options or book.read().options or BuildOptions()
+    options = options or book.read().options or BuildOptions(sparse=bundle.manifest.sparse)
     names, left_out = candidates(bundle.manifest, precisions)
     lines = {name: RaceLine(variant=name, out=why) for name, why in left_out.items()}
     with contextlib.ExitStack() as stack:
