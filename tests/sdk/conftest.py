@@ -1,9 +1,10 @@
-"""A fake GPU for whatever runs on one, and a machine without compilers for kernels."""
+"""A fake GPU for whatever runs on one, a machine without compilers for kernels, and a browser."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,3 +26,19 @@ def cuda(request: pytest.FixtureRequest) -> Iterator[FakeCuda]:
     device = FakeCuda(integrated=request.param == "integrated")
     yield device
     assert device.leaks() == {}
+
+
+@pytest.fixture(scope="module")
+def browser(component: Any) -> Iterator[Any]:
+    """Chromium without a screen; one for all tests of a file, as it takes seconds to come up."""
+    component("chromium")
+    webdriver = pytest.importorskip("selenium.webdriver", reason="pip install selenium")
+    service = pytest.importorskip("selenium.webdriver.chrome.service")
+    options = webdriver.ChromeOptions()
+    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(flag)
+    options.add_argument("--window-size=1280,900")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=service.Service("/usr/bin/chromedriver"))
+    yield driver
+    driver.quit()

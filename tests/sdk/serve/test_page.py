@@ -4,33 +4,16 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-import pytest
 
 from edgesmith.sdk.serve import Token
 
 TOKEN = "a-secret-of-good-length"
-
-
-@pytest.fixture(scope="module")
-def browser(component: Any) -> Iterator[Any]:
-    """Chromium without a screen."""
-    component("chromium")
-    webdriver = pytest.importorskip("selenium.webdriver", reason="pip install selenium")
-    service = pytest.importorskip("selenium.webdriver.chrome.service")
-    options = webdriver.ChromeOptions()
-    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(flag)
-    options.add_argument("--window-size=1280,900")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=service.Service("/usr/bin/chromedriver"))
-    yield driver
-    driver.quit()
 
 
 def until(what: Callable[[], object], seconds: float = 15.0) -> None:

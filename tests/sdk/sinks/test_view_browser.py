@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-import pytest
 
 from edgesmith.sdk import Result
 
@@ -24,22 +23,6 @@ def until(what: Callable[[], object], seconds: float = 10.0) -> None:
     while not what():
         assert time.monotonic() < end, "it did not come to pass"
         time.sleep(0.02)
-
-
-@pytest.fixture(scope="module")
-def browser(component: Any) -> Iterator[Any]:
-    """Chromium without a screen; one for all tests, as it takes seconds to come up."""
-    component("chromium")
-    webdriver = pytest.importorskip("selenium.webdriver", reason="pip install selenium")
-    service = pytest.importorskip("selenium.webdriver.chrome.service")
-    options = webdriver.ChromeOptions()
-    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(flag)
-    options.add_argument("--window-size=1280,900")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=service.Service("/usr/bin/chromedriver"))
-    yield driver
-    driver.quit()
 
 
 SHOWN = """
