@@ -37,16 +37,17 @@ def chosen(network: nn.Module, head: str = "auto", **given: Any) -> str:
         ([(1, 84, 85)], 80, {}, "yolox"),
         (maps(112), 80, {}, "nanodet"),
         (maps(112, (8, 4, 2, 1)), 80, {}, "nanodet"),
-        (maps(255), 80, {}, "yolov5"),
-        ([(1, 3, s, s, 85) for s in (8, 4, 2)], 80, {}, "yolov5"),
-        ([(1, 252, 85), *((1, 3, s, s, 85) for s in (8, 4, 2))], 80, {}, "yolov5"),
-        (maps(85), 80, {"anchors": [[8, 8], [16, 16], [32, 32]]}, "yolov5"),  # one anchor a cell
-        (maps(112), None, {"bins": 8}, "nanodet"),
-        (maps(85), None, {"bins": 8}, "nanodet"),
+        (maps(255), 80, {}, None),  # the maps of YOLOv5 and of YOLOv3 look alike
+        ([(1, 3, s, s, 85) for s in (8, 4, 2)], 80, {}, None),
+        (maps(85), 80, {"anchors": [[8, 8], [16, 16], [32, 32]]}, None),
+        ([(1, 252, 85)], 80, {}, None),
+        (maps(112), None, {"bins": 8}, None),  # NanoDet's classes stand before the sides, YOLOv8's after
+        (maps(144), 80, {}, None),
+        (maps(144), 76, {}, "nanodet"),  # 17 bins
         (maps(255), 250, {}, "yolox"),
         (maps(27), None, {}, None),  # YOLOX of 22 classes, YOLOv5 of 4
         (maps(37), 1, {}, "nanodet"),  # 9 bins
-        (maps(18), 1, {}, "yolov5"),  # nothing else makes one class of 18 channels
+        (maps(18), 1, {}, None),
         (maps(20), 1, {}, None),
         (maps(84), 80, {}, None),
         ([(1, 84, 64)], 80, {}, None),
@@ -75,7 +76,7 @@ def test_doubt_names_the_candidates_and_what_each_would_read(noise: Any, fixed: 
     with pytest.raises(RecipeError) as caught:
         chosen(fixed(noise(*maps(27))))
     message = str(caught.value)
-    assert 'Set model.head to "yolox" or "yolov5"' in message
+    assert 'Set model.head to "yolox" or "yolov5" or "yolov3"' in message
     assert "yolox: 3 levels with strides 8, 16, 32 and 22 classes" in message
     assert "yolov5: 3 levels with strides 8, 16, 32 and 4 classes, 3 anchors a cell" in message
     assert "with no labels" in message
@@ -111,7 +112,8 @@ def test_a_named_head_that_does_not_fit_names_those_that_do(noise: Any, fixed: A
             "yolo",
             "detect",
             "model.head",
-            "auto, yolox, yolov5, nanodet, fastestdet, canonical, module:function",
+            "auto, yolox, yolov5, yolov3, yolov8, nanodet, fastestdet, end_to_end, detr, centernet, "
+            "cornernet, ",
         ),
         ("yolox", "classify", "model.head", 'not a head of task "classify": auto, classifier'),
         ("decode:run", "segment", "model.head", 'goes with task "detect"'),
@@ -130,7 +132,8 @@ def test_unknown_options_are_refused_by_name(noise: Any, fixed: Any) -> None:
         chosen(fixed(noise(*maps(85))), "yolox", options={"stride": [8]}, names=80)
     assert caught.value.key == "model.head_options.stride"
     with pytest.raises(
-        RecipeError, match="the options are activated, anchors, bins, decoded, strides"
+        RecipeError,
+        match="the options are activated, activation, anchors, bins, boxes, candidates, classes, d",
     ) as caught:
         chosen(fixed(noise(*maps(85))), options={"stride": [8]}, names=80)
     assert caught.value.key == "model.head_options.stride"

@@ -46,8 +46,18 @@ class Seeded(nn.Module):
             return [maps[i] for i in self.order]
         if self.form == "split":
             return [split[i] for i in self.order]
-        joined = torch.cat([s.sigmoid().flatten(1, 3) for s in split], 1)
-        return joined, split
+        joined = torch.cat([own_decode(s, 8 * 2**n) for n, s in enumerate(split)], 1)
+        return joined if self.form == "joined" else (joined, split)
+
+
+def own_decode(split: Tensor, stride: int) -> Tensor:
+    """What the authors' module returns in eval mode: x, y, w, h in pixels, then the sigmoids."""
+    s = split.sigmoid()
+    rows, columns = s.shape[2:4]
+    y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    centre = (s[..., :2] * 2 - 0.5 + torch.stack((x, y), -1)) * stride
+    size = (s[..., 2:4] * 2) ** 2 * torch.tensor(ANCHORS[stride]).reshape(1, 3, 1, 1, 2)
+    return torch.cat((centre, size, s[..., 4:]), -1).flatten(1, 3)
 
 
 def decoded(maps: list[NDArray[np.float32]], order: tuple[int, ...]) -> tuple[list[Any], list[Any]]:
@@ -67,15 +77,18 @@ def decoded(maps: list[NDArray[np.float32]], order: tuple[int, ...]) -> tuple[li
     return boxes, scores
 
 
-@pytest.mark.parametrize("form", ["maps", "split", "joined and split"])
+@pytest.mark.parametrize("form", ["maps", "split", "joined and split", "joined"])
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
 def test_equals_a_decode_cell_by_cell(form: str, order: tuple[int, ...]) -> None:
-    if form == "joined and split":
+    if form.startswith("joined"):
         order = (0, 1, 2)
     network = Seeded(4, form=form, order=order)
     image = torch.rand(1, 3, 96, 160, generator=torch.Generator().manual_seed(3))
+    # The maps look like YOLOv3's: only where the module's own decode stands beside them can it be told.
+    head = "auto" if form == "joined and split" else "yolov5"
+    options = {"decoded": True} if form == "joined" else {}
     adapted = adapt(
-        network, "auto", example=image, task="detect", options={}, nms=None, names=4, python_path=[]
+        network, head, example=image, task="detect", options=options, nms=None, names=4, python_path=[]
     )
     assert adapted.family == "yolov5"
     with torch.no_grad():
@@ -85,6 +98,15 @@ def test_equals_a_decode_cell_by_cell(form: str, order: tuple[int, ...]) -> None
     assert boxes.shape == (1, 3 * (12 * 20 + 6 * 10 + 3 * 5), 4)
     assert np.abs(boxes[0].numpy() - np.array(wanted_boxes)).max() < 1e-3
     assert np.abs(scores[0].numpy() - np.array(wanted_scores)).max() < 1e-5
+
+
+def test_a_decode_that_is_not_that_of_the_maps_is_refused() -> None:
+    doubled = {"anchors": [[2 * v for pair in ANCHORS[s] for v in pair] for s in (8, 16, 32)]}
+    with pytest.raises(SourceError, match=r"boxes differ by up to .* check head_options.anchors"):
+        adapt(
+            Seeded(4, form="joined and split"), "yolov5", example=torch.rand(1, 3, 64, 64), task="detect",
+            options=doubled, nms=None, names=4, python_path=[],
+        )  # fmt: skip
 
 
 def test_anchors_of_the_users_own_belong_to_the_strides_given() -> None:

@@ -90,3 +90,24 @@ def test_lost_detections_are_counted() -> None:
     found = agreement(exact, blind, task="detect", nms=NMS, size=SIZE)
     assert found.same == 0.0
     assert found.flipped == found.decisions > 0
+
+
+def test_a_segmenter_agrees_by_mean_iou() -> None:
+    exact = np.zeros((1, 2, 4, 4), np.float32)
+    exact[0, 1, :, 2:] = 1  # right half class 1
+    other = exact.copy()
+    other[0, 1, 0] = 5  # the first row is class 1 too
+    found = agreement([{"logits": exact}], [{"logits": other}], task="segment", nms=None, size=(4, 4))
+    assert found.same == pytest.approx(100 * np.mean([6 / 8, 8 / 10]))
+    assert (found.flipped, found.decisions) == (2, 16)
+    assert found.decibels == decibels([exact], [other])
+    same = agreement([{"logits": exact}], [{"logits": exact}], task="segment", nms=None, size=(4, 4))
+    assert (same.same, same.flipped) == (100.0, 0)
+
+
+def test_tensors_agree_by_their_worst_output() -> None:
+    exact = {"a": np.full((1, 3), 2, np.float32), "b": np.full((1, 2), 10, np.float32)}
+    other = {"a": exact["a"] + 0.2, "b": exact["b"] + 0.1}
+    found = agreement([exact], [other], task="tensor", nms=None, size=(1, 1))
+    assert found.decibels == pytest.approx(20.0, abs=1e-4)
+    assert (found.same, found.decisions) == (100.0, 0)

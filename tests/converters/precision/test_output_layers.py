@@ -44,6 +44,14 @@ def test_a_layer_whose_value_goes_out_and_on_is_no_output_layer() -> None:
     assert output_layers(sites_in(text, w=(3, 3, 1, 1))) == {"second"}
 
 
+def test_a_layer_that_only_says_where_others_look_makes_an_answer() -> None:
+    text = """g (float[1, 3, 8, 8] x) => (float[1, 3, 8, 8] y)
+    { [stem] a = Conv (x, w) [regions] b = Conv (a, v) grid = Transpose <perm = [0, 2, 3, 1]> (b)
+      c = GridSample (a, grid) [box] y = Conv (c, w) }"""
+    sites = sites_in(text, w=(3, 3, 1, 1), v=(2, 3, 1, 1))
+    assert output_layers(sites) == {"regions", "box"}
+
+
 def test_products_of_one_row_stay_in_float_and_those_of_many_do_not() -> None:
     text = """g (float[1, 6] x, float[4, 6] y, float[1, 1, 6] z)
     => (float[1, 5] a, float[4, 5] b, float[1, 1, 5] c)

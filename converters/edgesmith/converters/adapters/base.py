@@ -101,7 +101,11 @@ class Outputs:
 class Head(Protocol):
     # A protocol, not a base class: a head is a torch module already, which is base enough. What
     # the rest needs of it is three attributes and the call.
-    """Raw outputs of one family to canonical tensors; a torch module without weights of its own."""
+    """Raw outputs of one family to canonical tensors; a torch module without weights of its own.
+
+    Where the network gives one box an object, so that nothing needs suppressing, the head has
+    ``ONE_BOX_AN_OBJECT = True``, and a recipe that suppresses all the same is told.
+    """
 
     @property
     def output_names(self) -> tuple[str, ...]:

@@ -66,8 +66,9 @@ class GraphNms(nn.Module):
     ones: Tensor
     ranks: Tensor
 
-    def __init__(self, nms: Nms, *, rows: int, classes: int) -> None:
+    def __init__(self, nms: Nms, *, rows: int, classes: int, steps: int = STEPS) -> None:
         super().__init__()
+        self.steps = steps
         for key in ("candidates", "max_detections"):
             if getattr(nms, key) > TOP_K_LIMIT:
                 raise RecipeError(
@@ -97,12 +98,15 @@ class GraphNms(nn.Module):
         self.register_buffer("ranks", (self.candidates - place).float()[None])
 
     def forward(self, boxes: Tensor, scores: Tensor) -> tuple[Tensor, ...]:
-        near, found, labels = self.select(boxes.float(), scores.float())
+        return self.detections(*self.select(boxes.float(), scores.float()))
+
+    def detections(self, near: Tensor, found: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        """The outputs for K candidates, best first: boxes (N, K, 4), scores and labels (N, K)."""
         keep, converged = self.suppress(near, found, labels)
         # Kept candidates by falling rank, all different: the order is fixed. The rest have key 0.
         key, place = torch.topk(keep * self.ranks, self.kept, 1)
         real = key > 0
-        out_boxes = torch.where(real.unsqueeze(2), _rows(near, place), 0.0)
+        out_boxes = torch.where(real.unsqueeze(2), rows_of(near, place), 0.0)
         out_scores = torch.where(real, found.gather(1, place), 0.0)
         out_labels = torch.where(real, labels.gather(1, place), 0)
         if self.padding:
@@ -136,7 +140,7 @@ class GraphNms(nn.Module):
             found, row = self.ordered(best, row)
             labels = scores.argmax(2).gather(1, row)
         real = found > 0
-        near = torch.where(real.unsqueeze(2), _rows(boxes, row), 0.0)
+        near = torch.where(real.unsqueeze(2), rows_of(boxes, row), 0.0)
         return near, found, torch.where(real, labels, 0)
 
     def _above(self, scores: Tensor) -> Tensor:
@@ -155,16 +159,7 @@ class GraphNms(nn.Module):
     def suppress(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Which candidates stay, float32 (N, K) of ones and zeros, and whether that is settled (N,)."""
         same = labels.unsqueeze(2) == labels.unsqueeze(1)
-        over = (_overlapping(boxes, self.iou) & same & self.before).float()
-        valid = (scores > 0).float().unsqueeze(2)
-        keep, previous = valid, valid
-        for _ in range(STEPS):
-            previous = keep
-            # The product counts who suppresses me: zero leaves valid as it is, any other number
-            # brings it below one and the ReLU to zero.
-            keep = torch.relu(valid - over @ keep)
-        changed = (keep - previous).abs().amax((1, 2))
-        return keep.squeeze(2), changed < 0.5
+        return settled(overlapping(boxes, self.iou) & same & self.before, scores > 0, self.steps)
 
 
 class WithNms(nn.Module):
@@ -181,14 +176,30 @@ class WithNms(nn.Module):
         return result
 
 
-def _rows(values: Tensor, index: Tensor) -> Tensor:
+def settled(over: Tensor, valid: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """The fixed point: who stays, float32 (N, K) of ones and zeros, and whether it is reached, bool (N,).
+
+    ``over`` is bool (N, K, K): j suppresses i where ``over[i, j]`` and j stays. ``valid`` is bool (N, K).
+    """
+    suppressors, start = over.float(), valid.float().unsqueeze(2)
+    keep, previous = start, start
+    for _ in range(steps):
+        previous = keep
+        # The product counts who suppresses me: zero leaves valid as it is, any other number
+        # brings it below one and the ReLU to zero.
+        keep = torch.relu(start - suppressors @ keep)
+    changed = (keep - previous).abs().amax((1, 2))
+    return keep.squeeze(2), changed < 0.5
+
+
+def rows_of(values: Tensor, index: Tensor) -> Tensor:
     """Rows (N, k, 4) of ``values`` (N, K, 4) at ``index`` (N, k)."""
     # Four copies by Concat: an expand would bring the batch size into the graph as a Shape.
     column = index.unsqueeze(2)
     return values.gather(1, torch.cat((column, column, column, column), 2))
 
 
-def _overlapping(boxes: Tensor, iou: float) -> Tensor:
+def overlapping(boxes: Tensor, iou: float) -> Tensor:
     """bool (N, K, K): two boxes overlap by more than ``iou``; no division, as on the host."""
     x1, y1, x2, y2 = (boxes[..., i : i + 1] for i in range(4))
     left, top = torch.maximum(x1, x1.transpose(1, 2)), torch.maximum(y1, y1.transpose(1, 2))

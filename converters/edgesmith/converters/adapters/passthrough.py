@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import ClassVar
 
+import msgspec
 from torch import Tensor, nn
 
 from edgesmith.converters.adapters.base import Declined, Outputs, tensors_of
+from edgesmith.converters.adapters.options import read_as
 
 logger = logging.getLogger(__name__)
 
@@ -49,10 +52,30 @@ class SegmenterHead(nn.Module):
         return (tensors_of(raw)[0].float(),)
 
 
+class TensorOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``model.head_options`` of task ``tensor``.
+
+    ``names``: what the outputs are called, in their order. ``alphabet``: the characters of a text recognizer
+    whose output ``(N, T, C)`` scores them at each step, the blank first: C is one more than their number.
+    """
+
+    names: tuple[str, ...] | None = None
+    alphabet: str | tuple[str, ...] | None = None
+
+    @classmethod
+    def read(cls, options: Mapping[str, object]) -> TensorOptions:
+        """The options as a struct.
+
+        Raises:
+            RecipeError: a value is not of the right kind.
+        """
+        return read_as(options, cls)
+
+
 class TensorsHead(nn.Module):
     """Every output as it is, under its own key: of a dict its keys, of a tuple ``output_0`` ..."""
 
-    OPTIONS: ClassVar[frozenset[str]] = frozenset()
+    OPTIONS: ClassVar[frozenset[str]] = frozenset(TensorOptions.__struct_fields__)
     classes = 0
 
     def __init__(self, output_names: tuple[str, ...]) -> None:
@@ -61,7 +84,21 @@ class TensorsHead(nn.Module):
 
     @classmethod
     def from_outputs(cls, seen: Outputs) -> TensorsHead | Declined:
-        return cls(tuple(_name(key) for key in seen.keys))
+        given = TensorOptions.read(seen.options)
+        if given.names is None:
+            names = tuple(_name(key) for key in seen.keys)
+        elif len(given.names) == len(seen.keys) == len(set(given.names)):
+            names = given.names
+        else:
+            return Declined(f"head_options.names are {len(given.names)}, the outputs are {len(seen.keys)}")
+        if given.alphabet is not None and not any(
+            len(shape) == 3 and shape[2] == len(given.alphabet) + 1 for shape in seen.shapes
+        ):
+            return Declined(
+                f"an alphabet of {len(given.alphabet)} characters goes with an output (N, T, "
+                f"{len(given.alphabet) + 1}), the blank first"
+            )
+        return cls(names)
 
     def describe(self) -> str:
         return f"the tensors {', '.join(self.output_names)}"

@@ -9,6 +9,14 @@ import onnx_ir as ir
 
 # The operators that hold a weight, and that TensorRT quantizes.
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+# Inputs that say where to look, and not what is there: coordinates and indices.
+_PLACES = {"GridSample": 1, "Gather": 1, "GatherElements": 1, "GatherND": 1}
+
+
+def carried(node: ir.Node) -> list[ir.Value]:
+    """The inputs whose values go on into the node's outputs: all but places (the grid of a GridSample)."""
+    place = _PLACES.get(node.op_type)
+    return [v for index, v in enumerate(node.inputs) if v is not None and index != place]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgesmith.converters.passes.base import WEIGHTED
+from edgesmith.converters.passes.base import WEIGHTED, carried
 
 LARGEST = 65504.0
 LEAST = 2.0**-14  # smallest magnitude with full precision
@@ -93,6 +93,8 @@ def _of_itself(node: ir.Node, keep: Collection[str]) -> str | None:
         return "its body is computed in float"
     if node.op_type in SENSITIVE:
         return f"{node.op_type} easily leaves the range of FP16"
+    if node.op_type == "GridSample":
+        return "its coordinates need float32: FP16 would move samples by a fraction of a pixel"
     if node.op_type in _PAIR:
         return None
     return _constants(node)
@@ -181,9 +183,12 @@ def _gate(node: ir.Node) -> bool:
 
 
 def _add_decode(graph: ir.Graph, found: Reasons) -> None:
-    """What follows the last weighted layers: box arithmetic, exponentials, overlaps."""
+    """What follows the last weighted layers: box arithmetic, exponentials, overlaps.
+
+    A layer whose boxes only say where the next ones look (region proposals) is a last one too.
+    """
     layers = [node for node in graph if _is_layer(node)]
-    before = _reach(layers, lambda node: (v.producer() for v in node.inputs if v is not None))
+    before = _reach(layers, lambda node: (v.producer() for v in carried(node)))
     behind = _reach(layers, lambda node: (user for v in node.outputs for user, _ in v.uses()))
     for node in graph:
         if id(node) not in behind or id(node) in before or node in found:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
+from edgesmith.converters.operators import OLDEST
 from edgesmith.converters.passes.finding import Finding
 from edgesmith.converters.passes.lint_operators import operator_findings
 from edgesmith.converters.passes.lint_quantization import quantization_findings
@@ -17,13 +18,24 @@ from edgesmith.sdk.errors import ExportError, UnsupportedOperatorError
 
 OPSETS = (19, 20)  # taken by every TensorRT from 10.3 on, with FP16 scales
 SHOWN = 5
-_OPERATOR_RULES = frozenset({"operator", "integer-operator", "custom-operator", "operator-setting"})
+_OPERATOR_RULES = frozenset(
+    {"operator", "integer-operator", "custom-operator", "operator-setting", "operator-version", "topk-limit"}
+)
 
 
 def lint(model: ir.Model) -> tuple[Finding, ...]:
     """Every place that breaks a rule, in the order of the graph, operators first."""
     opset = model.graph.opset_imports.get("", model.graph.opset_imports.get("ai.onnx", 0))
     return (*_opset(opset), *operator_findings(model), *quantization_findings(model, opset))
+
+
+def require_operators(model: ir.Model, tensorrt: str = OLDEST) -> None:
+    """Refuse a graph with operators that TensorRT does not take, whatever its precision.
+
+    Raises:
+        UnsupportedOperatorError: the message names the first few, with node, module path and what helps.
+    """
+    _refuse(tuple(operator_findings(model, tensorrt)))
 
 
 def require_clean(model: ir.Model) -> None:
@@ -33,7 +45,10 @@ def require_clean(model: ir.Model) -> None:
         UnsupportedOperatorError: the first finding is an operator that TensorRT lacks.
         ExportError: it is another one. The message names the first few, with node and module path.
     """
-    findings = lint(model)
+    _refuse(lint(model))
+
+
+def _refuse(findings: tuple[Finding, ...]) -> None:
     if not findings:
         return
     rest = len(findings) - SHOWN

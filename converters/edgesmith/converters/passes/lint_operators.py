@@ -1,87 +1,40 @@
-"""Operators, and settings of operators, that TensorRT does not take.
+"""Operators, settings and types of operators that TensorRT does not take, found in a graph.
 
-Each entry was tried on the parser that TensorRT 10 and 11 share, or stands in its list of operators.
-NonMaxSuppression, NonZero, RoiAlign and DeformConv are absent on purpose: TensorRT has them.
+Which there are stands in :mod:`edgesmith.converters.operators`. NonMaxSuppression, NonZero, RoiAlign and
+DeformConv are no findings, on purpose: TensorRT has them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
+from edgesmith.converters.operators import INTEGER, OLDEST, REFUSED, at_least, operator
 from edgesmith.converters.passes.finding import Finding
 
 MOST_CANDIDATES = 3840  # of TopK
 DOMAINS = frozenset({"", "ai.onnx"})
-_AFTER = "leave it out of the exported forward and do it after the model"
-_FLOAT = "use explicit Q/DQ pairs around the float operator"
-_WHERE = "use torch.where or arithmetic in its place"
-
-UNSUPPORTED: dict[str, str] = {
-    "AffineGrid": "compute the grid once and store it as a buffer",
-    "Bernoulli": "take the random part out of inference",
-    "BitShift": "use multiplication or division by powers of two",
-    "BitwiseAnd": _WHERE,
-    "BitwiseNot": _WHERE,
-    "BitwiseOr": _WHERE,
-    "BitwiseXor": _WHERE,
-    "CenterCropPad": "use Slice and Pad with fixed sizes",
-    "Col2Im": "use ConvTranspose with an identity weight (torch.nn.Fold does not export)",
-    "Compress": "use Gather with fixed indices, or Where and a mask",
-    "ConcatFromSequence": "stack tensors, not Python lists of an unknown length",
-    "ConvInteger": _FLOAT,
-    "CumProd": "use CumSum of logarithms, or do it after the model",
-    "DFT": "write the transform as a matrix product with constant cosines and sines",
-    "Det": "write the determinant out, or do it after the model",
-    "DynamicQuantizeLinear": _FLOAT,
-    "ImageDecoder": "decode pictures before the model",
-    "MatMulInteger": _FLOAT,
-    "MaxUnpool": "use Resize or ConvTranspose",
-    "Multinomial": "take the random part out of inference",
-    "QGemm": _FLOAT,
-    "QLinearAdd": _FLOAT,
-    "QLinearConv": _FLOAT,
-    "QLinearMatMul": _FLOAT,
-    "RegexFullMatch": _AFTER,
-    "SequenceAt": "index tensors, not sequences",
-    "SequenceConstruct": "stack tensors, not Python lists of an unknown length",
-    "SequenceEmpty": "stack tensors, not Python lists of an unknown length",
-    "SequenceErase": "index tensors, not sequences",
-    "SequenceInsert": "stack tensors, not Python lists of an unknown length",
-    "SequenceLength": "use the tensor's shape",
-    "SequenceMap": "write the step on one stacked tensor",
-    "SplitToSequence": "use Split with fixed sizes",
-    "StringConcat": _AFTER,
-    "StringNormalizer": _AFTER,
-    "StringSplit": _AFTER,
-    "TfIdfVectorizer": _AFTER,
-    "Unique": _AFTER,
-}
-# The integer operators get a rule of their own: they are what other quantizers write.
-INTEGER = frozenset(
-    {
-        "ConvInteger", "DynamicQuantizeLinear", "MatMulInteger", "QGemm", "QLinearAdd", "QLinearConv",
-        "QLinearMatMul",
-    }
-)  # fmt: skip
 _RESIZE_MODES = frozenset(
     {"align_corners", "asymmetric", "half_pixel", "pytorch_half_pixel", "tf_half_pixel_for_nn"}
 )
 
 
-def operator_findings(model: ir.Model) -> Iterator[Finding]:
-    """Operators that TensorRT lacks, and settings that it refuses, in bodies of loops and functions too."""
+def operator_findings(model: ir.Model, tensorrt: str = OLDEST) -> Iterator[Finding]:
+    """Operators that TensorRT lacks, and settings that it refuses, in bodies of loops and functions too.
+
+    ``tensorrt`` is the version that is to take the graph.
+    """
     own = {(domain, name) for domain, name, _ in model.functions}
     graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
     for graph in graphs:
         for node in ir.traversal.RecursiveGraphIterator(graph):
             if (node.domain, node.op_type) not in own:
-                yield from _operator(node)
+                yield from _operator(node, tensorrt)
 
 
-def _operator(node: ir.Node) -> Iterator[Finding]:
+def _operator(node: ir.Node, tensorrt: str) -> Iterator[Finding]:
     kind = node.op_type
     if node.domain not in DOMAINS and kind not in INTEGER:
         yield Finding.at(
@@ -91,9 +44,16 @@ def _operator(node: ir.Node) -> Iterator[Finding]:
             "write that step with ONNX operators, or install its plugin on the device",
         )
     elif kind in INTEGER:
-        yield Finding.at("integer-operator", node, f"TensorRT does not have {kind}", UNSUPPORTED[kind])
-    elif kind in UNSUPPORTED:
-        yield Finding.at("operator", node, f"TensorRT does not have {kind}", UNSUPPORTED[kind])
+        yield Finding.at("integer-operator", node, f"TensorRT does not have {kind}", REFUSED[kind])
+    elif kind in REFUSED:
+        yield Finding.at("operator", node, f"TensorRT does not have {kind}", REFUSED[kind])
+    elif (known := operator(kind)) is not None and not at_least(tensorrt, known.since):
+        yield Finding.at(
+            "operator-version",
+            node,
+            f"TensorRT {tensorrt} does not have {kind}, {known.since} does",
+            known.advice,
+        )
     elif kind in _SETTINGS:
         yield from _SETTINGS[kind](node)
 
@@ -140,15 +100,39 @@ def _cast(node: ir.Node) -> Iterator[Finding]:
         yield _setting(node, f"a cast to {target.name.lower()}", "cast to int32 or int64")
 
 
+def _no_integers(node: ir.Node) -> Iterator[Finding]:
+    yield from _typed(node, (ir.DataType.INT32, ir.DataType.INT64), "cast to float first")
+
+
+def _no_bools(node: ir.Node) -> Iterator[Finding]:
+    yield from _typed(node, (ir.DataType.BOOL,), "cast to int32 first")
+
+
+def _no_bytes(node: ir.Node) -> Iterator[Finding]:
+    yield from _typed(node, (ir.DataType.UINT8,), "cast to float first")
+
+
+def _typed(node: ir.Node, refused: Sequence[ir.DataType], mend: str) -> Iterator[Finding]:
+    value = node.inputs[0] if node.inputs else None
+    kind = value.dtype if value is not None else None
+    if kind is not None and kind in refused:
+        yield _setting(node, f"a tensor of {kind.name.lower()}", mend)
+
+
 def _setting(node: ir.Node, what: str, mend: str) -> Finding:
     return Finding.at("operator-setting", node, f"TensorRT does not take {what} of {node.op_type}", mend)
 
 
 _SETTINGS: dict[str, Callable[[ir.Node], Iterator[Finding]]] = {
+    "Add": _no_bytes,
     "Cast": _cast,
+    "MatMul": _no_integers,
     "MaxPool": _maxpool,
+    "ReduceMax": _no_bools,
+    "ReduceMin": _no_bools,
     "Resize": _resize,
     "ScatterElements": _scatter,
     "ScatterND": _scatter,
     "TopK": _topk,
+    "Transpose": _no_bytes,
 }
