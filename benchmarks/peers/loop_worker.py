@@ -146,9 +146,9 @@ def with_inference(model: str, source: str, tell: Tally) -> None:
         centre, size = output[0, :2, kept], output[0, 2:4, kept]
         corners = (centre - size / 2 - (left, top)) / ratio
         boxes = np.concatenate((corners, size / ratio), axis=1)
-        return len(
-            cv2.dnn.NMSBoxesBatched(boxes.tolist(), scores[kept].tolist(), labels.tolist(), SCORE, IOU)
-        )
+        best = scores[kept].tolist()
+        found = cv2.dnn.NMSBoxesBatched(boxes.tolist(), best, labels.tolist(), SCORE, IOU)
+        return min(MOST, len(found))
 
     running: list[Any] = []
 

@@ -62,10 +62,12 @@ def tune(network: Any, various: torch.Tensor, images: torch.Tensor) -> None:
         for hook in hooks:
             hook.remove()
         scale = 1 / torch.cat([each.flatten() for each in maps]).std()
-        best = torch.cat([(scale * each).amax(dim=1).flatten() for each in maps]).sort(descending=True)[0]
+        best = torch.cat([(scale * each).amax(dim=1).flatten(1) for each in maps], dim=1)
+        # The mean over the pictures: with the blocks there are many more candidates than without.
+        threshold = best.sort(dim=1, descending=True)[0][:, CANDIDATES].mean()
         for layer in layers:
             layer.weight.mul_(scale)
-            layer.bias.fill_(math.log(0.25 / 0.75) - float(best[PICTURES * CANDIDATES]))
+            layer.bias.fill_(math.log(0.25 / 0.75) - float(threshold))
 
 
 def main() -> None:
