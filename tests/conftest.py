@@ -20,7 +20,7 @@ import pytest
 
 from edgesmith.converters import Recipe, convert
 from edgesmith.sdk.bundle import write_bundle
-from edgesmith.sdk.manifest import Batch, Golden, Manifest, Nms, Provenance, TensorSpec, Variant
+from edgesmith.sdk.manifest import Batch, Golden, Manifest, Nms, Provenance, Task, TensorSpec, Variant
 from edgesmith.sdk.models import load_model
 from edgesmith.sdk.preprocess import Preprocess
 
@@ -52,6 +52,31 @@ agraph (float[N, 3, 32, 32] images) => (float[N, 3] logits)
   logits = ReduceMean <keepdims = 0> (images, plane)
 }
 """
+# The class of a pixel is its largest channel; the logits are the pixels.
+SEGMENTER = """
+<ir_version: 9, opset_import: ["" : 20]>
+agraph (float[N, 3, 32, 32] images) => (float[N, 3, 32, 32] logits)
+{
+  logits = Identity (images)
+}
+"""
+# Twice as large, each pixel four times; takes any size.
+ENLARGER = """
+<ir_version: 9, opset_import: ["" : 20]>
+agraph (float[N, 1, H, W] images) => (float[N, 1, H2, W2] enlarged)
+<float[4] scales = {1, 1, 2, 2}>
+{
+  enlarged = Resize <mode = "nearest", coordinate_transformation_mode = "asymmetric"> (images, , scales)
+}
+"""
+COLORS = ("blue", "green", "red")
+# task: graph, class names, preprocess, outputs
+TINY: dict[str, tuple[str, tuple[str, ...], Preprocess, tuple[str, ...]]] = {
+    "detect": (DETECTOR, ("ball",), Preprocess(size=(32, 32), color="rgb"), ("boxes", "scores")),
+    "classify": (CLASSIFIER, COLORS, Preprocess(size=(32, 32), fit="stretch", color="bgr"), ("logits",)),
+    "segment": (SEGMENTER, COLORS, Preprocess(size=(32, 32), fit="stretch", color="bgr"), ("logits",)),
+    "tensor": (ENLARGER, (), Preprocess(size=None, fit="none", color="y"), ("enlarged",)),
+}
 MakeBundle = Callable[..., Path]
 
 
@@ -180,22 +205,18 @@ def make_bundle(tmp_path: Path) -> MakeBundle:
     """Writes a bundle with true golden data; keyword arguments change the manifest."""
 
     def make(
-        task: str = "detect", *, name: str = "tiny.edge", text: str | None = None, **changes: object
+        task: Task = "detect", *, name: str = "tiny.edge", text: str | None = None, **changes: object
     ) -> Path:
-        detector = task == "detect"
-        labels = ("ball",) if detector else ("blue", "green", "red")
-        outputs = ("boxes", "scores") if detector else ("logits",)
+        own, labels, preprocess, outputs = TINY[task]
         manifest = Manifest(
             name="tiny",
-            task="detect" if detector else "classify",
+            task=task,
             labels=labels,
-            preprocess=Preprocess(size=(32, 32), color="rgb")
-            if detector
-            else Preprocess(size=(32, 32), fit="stretch", color="bgr"),
+            preprocess=preprocess,
             batch=Batch(min=1, opt=4, max=8),
             inputs=(TensorSpec(name="images", dtype="float32", shape=("N", 3, 32, 32)),),
             outputs=tuple(TensorSpec(name=o, dtype="float32", shape=("N",)) for o in outputs),
-            nms=Nms() if detector else None,
+            nms=Nms() if task == "detect" else None,
             chosen="float",
             variants={
                 "float": Variant(
@@ -216,8 +237,10 @@ def make_bundle(tmp_path: Path) -> MakeBundle:
             ),
         )
         manifest = msgspec.structs.replace(manifest, **changes)
-        graph = graph_of(text or (DETECTOR if detector else CLASSIFIER), manifest.batch)
-        picture = np.random.default_rng(1).integers(0, 256, (24, 48, 3), np.uint8)
+        graph = graph_of(text or own, manifest.batch)
+        seen = manifest.preprocess
+        size = seen.size if seen.fit == "none" and seen.size is not None else (24, 48)
+        picture = np.random.default_rng(1).integers(0, 256, (*size, 3), np.uint8)
         png = cv2.imencode(".png", picture)[1].tobytes()
         members = {"model.float.onnx": graph, "golden/input-0.png": png, "golden/float.npz": b""}
         path = tmp_path / name

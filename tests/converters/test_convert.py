@@ -223,8 +223,7 @@ def refused(recipe: Recipe, out: Path, kind: type[EdgesmithError], said: str) ->
     ("tables", "said", "key"),
     [
         ({"precision": {"mode": "int8"}, "data": {}}, "needs images like those", "data.calibration"),
-        ({"prune": {"ratio": 0.5}}, "prune: training stages are not available", "prune"),
-        ({"qat": {}}, "qat: training stages are not available", "qat"),
+        ({"qat": {}}, "trains under INT8's rounding; precision.mode is \"fp32\"", "qat"),
         ({"target": {"dla": 0}}, "a DLA core runs INT8; precision.mode is \"fp32\"", "target.dla"),
         ({"target": {"dla": 0}, "precision": {"mode": "int8"}}, "has no DLA core", "target.dla"),
         (

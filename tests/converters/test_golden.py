@@ -13,6 +13,7 @@ from edgesmith.calibration.images import pseudo_images
 from edgesmith.converters import golden
 from edgesmith.sdk.manifest import Nms, Preprocess
 from edgesmith.sdk.preprocess import prepared
+from edgesmith.sdk.selftest import sampled_name
 
 
 @pytest.mark.parametrize("shape", [(720, 960), (333, 517), (40, 61), (64, 64), (500, 31)])
@@ -90,3 +91,21 @@ def test_tolerances(nms: Nms | None, expected: dict[str, float]) -> None:
 def test_tolerances_with_nms_in_the_graph() -> None:
     values = {"scores": np.zeros(1), "count": np.zeros(1)}
     assert golden.tolerances(values, Nms(where="graph")) == {"scores": 2e-3, "count": 1.0}
+
+
+def test_large_maps_are_stored_in_part() -> None:
+    values = {
+        "logits": np.random.default_rng(0).random((2, 21, 130, 170), np.float32),
+        "small": np.ones((2, 2, 50, 60), np.float32), "flat": np.ones((2, 10**6), np.float32),
+    }  # fmt: skip
+    stored = golden.sampled(values)
+    assert set(stored) == {"logits@2", "small", "flat"}
+    assert stored["logits@2"].size <= golden.MOST_VALUES < values["logits"].size
+    np.testing.assert_array_equal(stored["logits@2"], values["logits"][..., ::2, ::2])
+    assert sampled_name("logits@2") == ("logits", 2)
+    assert [sampled_name(name) for name in ("a@1", "a@b", "a")] == [("a@1", 1), ("a@b", 1), ("a", 1)]
+
+
+def test_pictures_of_any_size_are_small() -> None:
+    made = golden.golden_pictures(pseudo_images(2, 0, (700, 900)), Preprocess(size=None, fit="none"))
+    assert max(made[0].shape) == golden.ANY_SIZE

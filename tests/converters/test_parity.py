@@ -145,3 +145,38 @@ def test_rows_of_a_graph_with_nms_may_swap() -> None:
     assert found.passed
     assert found.agreement == 1.0
     assert all(output.tolerance is None for output in found.outputs)
+
+
+def maps(seed: int = 0, classes: int = 3) -> list[Outputs]:
+    return [{"logits": np.random.default_rng(seed).normal(0, 1, (1, classes, 20, 30)).astype(np.float32)}]
+
+
+@pytest.mark.parametrize("classes", [1, 2, 3])
+def test_pixels_must_keep_their_class_but_for_near_ties(classes: int) -> None:
+    reference = maps(classes=classes)
+    found = compared(reference, reference, "segment")
+    assert (found.metric, found.agreement, found.passed) == ("pixel_agreement", 1.0, True)
+    assert 500 < found.decisions <= 600
+    nudged = [{"logits": reference[0]["logits"].copy()}]
+    flat = nudged[0]["logits"].reshape(classes, -1)
+    pixel = int(np.argmin(np.abs(flat[0]) if classes == 1 else np.ptp(np.sort(flat, 0)[-2:], 0)))
+    flat[0 if classes == 1 else flat[:, pixel].argmax(), pixel] -= 2e-3
+    assert compared(reference, nudged, "segment").passed
+    wrong = compared(reference, maps(1, classes), "segment")
+    assert not wrong.passed
+    assert wrong.agreement is not None
+    assert wrong.agreement < 0.9
+
+
+def test_masks_of_the_same_boxes_are_compared() -> None:
+    nms = Nms(where="graph", max_detections=2)
+    boxes = np.array([[[4, 4, 30, 30], [0, 0, 0, 0]]], np.float32)
+    reference: Outputs = {
+        "boxes": boxes, "scores": np.array([[0.9, 0]], np.float32), "labels": np.zeros((1, 2), np.int32),
+        "count": np.array([1], np.int32), "converged": np.array([True]),
+        "masks": np.random.default_rng(0).random((1, 2, 28, 28), np.float32),
+    }  # fmt: skip
+    near = {**reference, "masks": reference["masks"] + np.float32(0.01)}
+    far = {**reference, "masks": reference["masks"][..., ::-1].copy()}
+    assert compared([reference], [near], "detect", nms=nms).passed
+    assert compared([reference], [far], "detect", nms=nms).agreement == 0.0

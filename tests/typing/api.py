@@ -6,7 +6,17 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import assert_type
 
-from edgesmith.sdk import Classifications, Classifier, Detection, Detections, Detector
+from edgesmith.sdk import (
+    Classifications,
+    Classifier,
+    Detection,
+    Detections,
+    Detector,
+    Segmentation,
+    Segmenter,
+    TensorModel,
+    Tensors,
+)
 
 Frame8 = NDArray[np.uint8]
 
@@ -21,3 +31,6 @@ def calls(frame: Frame8) -> None:
     assert_type(detector(frame)[:2], Detections)
     assert_type(detector(frame).boxes, NDArray[np.float32])
     assert_type(Classifier.load("model.edge")(frame), Classifications)
+    assert_type(Segmenter.load("model.edge")(frame), Segmentation)
+    assert_type(Segmenter.load("model.edge")([frame]), list[Segmentation])
+    assert_type(TensorModel.load("model.edge")(frame), Tensors)

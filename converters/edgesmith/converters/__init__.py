@@ -15,16 +15,30 @@ from edgesmith.converters.recipe import (
     Recipe,
     Target,
 )
+from edgesmith.converters.recipe_training import (
+    DistillTable,
+    PruneTable,
+    QatTable,
+    QatTrain,
+    TeacherTable,
+    TrainTable,
+)
 
 __all__ = [
     "ConvertReport",
     "Data",
+    "DistillTable",
     "Evaluation",
     "Input",
     "Model",
     "NmsTable",
     "PrecisionTable",
+    "PruneTable",
+    "QatTable",
+    "QatTrain",
     "Recipe",
     "Target",
+    "TeacherTable",
+    "TrainTable",
     "convert",
 ]

@@ -81,6 +81,13 @@ def calibrate(
             key="data.calibration",
         )
     refuse_reserved(read)
+    for key in ("prune", "distill"):
+        if getattr(read, key) is not None:
+            raise RecipeError(
+                f"recipe: {key}: calibrate measures the model as it was brought, not after training stages; "
+                "the bundle of `edgesmith convert` holds their ranges (scales.json)",
+                key=key,
+            )
     from edgesmith.converters.precision.stage import split_of
 
     split = split_of(read)
@@ -104,7 +111,9 @@ def calibrate(
     click.echo(
         f"{out}: {found.images} images{held}, {len(found.activations)} tensors, {seconds:.1f} s{resumption}"
     )
-    _show(found, ranked, "points of agreement" if read.task == "detect" else "dB")
+    from edgesmith.converters.precision.trial import POINTS
+
+    _show(found, ranked, "points of agreement" if read.task in POINTS else "dB")
 
 
 def _check_folder(out: Path) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,14 +16,17 @@ from edgesmith.converters.stages import Stages
 from edgesmith.sdk.errors import BundleError, DeviceProfileError, RecipeError
 
 if TYPE_CHECKING:
-    from edgesmith.sdk.bundle import Bundle
+    from edgesmith.converters.precision.trial import Workbench
+    from edgesmith.converters.report.compression import StageReport
     from edgesmith.sdk.evaluate import Evaluation
     from edgesmith.sdk.manifest import Manifest
 
 log = logging.getLogger(__name__)
 
 
-def convert(recipe: Recipe, out: str | os.PathLike[str]) -> ConvertReport:
+def convert(
+    recipe: Recipe, out: str | os.PathLike[str], *, stages: str | os.PathLike[str] | None = None
+) -> ConvertReport:
     """Turn a trained model into a bundle, proven against PyTorch.
 
     The file is written in one step at the end: a refused conversion leaves what was there.
@@ -30,6 +34,7 @@ def convert(recipe: Recipe, out: str | os.PathLike[str]) -> ConvertReport:
     Args:
         recipe: what is asked.
         out: the ``.edge`` file to make or to replace.
+        stages: folder where finished training stages are kept and found again; default: ``OUT.stages``.
 
     Raises:
         RecipeError: the recipe cannot be used, or asks for what this version does not do.
@@ -46,18 +51,29 @@ def convert(recipe: Recipe, out: str | os.PathLike[str]) -> ConvertReport:
     _check_target(recipe, out)
 
     # Imported once the recipe is sound: torch takes seconds that a typing error should not cost.
+    from edgesmith.converters.accuracy import measured_bundle
     from edgesmith.converters.compiled import compiled_graphs
     from edgesmith.converters.graph import canonical_graph, proven
     from edgesmith.converters.package import FLOAT, parts_of
     from edgesmith.converters.pictures import pictures_of
+    from edgesmith.converters.report.compression import compression_of
     from edgesmith.converters.sources import load_source
     from edgesmith.sdk.bundle import write_bundle
 
+    told: list[StageReport] = []
+    tune: Callable[[Workbench], Workbench] | None = None
     with Stages() as stage:
         stage("load the trained model")
         source = load_source(recipe)
         stage("read images")
         pictures = pictures_of(recipe)
+        if recipe.prune is not None or recipe.distill is not None or recipe.qat is not None:
+            from edgesmith.converters.compression.chain import Chain
+
+            chain = Chain(recipe, source, pictures, Path(stages or out.with_suffix(".stages")), stage)
+            source, told = chain.run(), chain.reports
+            if recipe.qat is not None and source.module is not None:
+                tune = partial(chain.tune, source.module)
         stage("export")
         graph = canonical_graph(recipe, source, pictures)
         stage("simplify and compare with PyTorch" if source.module is not None else "simplify and compare")
@@ -65,23 +81,29 @@ def convert(recipe: Recipe, out: str | os.PathLike[str]) -> ConvertReport:
         if recipe.precision.mode != "fp32":
             from edgesmith.converters.precision.convert import convert_quantized
 
-            return convert_quantized(recipe, out, source, graph, proof, pictures, stage)
+            return convert_quantized(recipe, out, source, graph, proof, pictures, stage, told, tune)
         stage("record the self-test")
-        parts = parts_of(recipe, source, graph, proof, pictures)
+        parts = parts_of(recipe, source, graph, proof, pictures, compression=compression_of(told))
         measured = None
         if recipe.data.evaluation is not None:
             stage("measure accuracy")
-            measured = _measured(recipe, out, parts.manifest({}, stage), parts.members)
+            temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}.measure")
+            measured = measured_bundle(recipe, temporary, parts.manifest({}, stage), parts.members)
         stage("compile")
         compiled = compiled_graphs({FLOAT: proof.model}, batch=recipe.batch, size=recipe.preprocess().size)
         stage("write the bundle")
         manifest = parts.manifest(measured.values if measured else {}, stage)
         write_bundle(out, manifest, {**parts.members, **parts.report(manifest, measured, stage, compiled)})
-    return _told(out, recipe, manifest, measured, stage)
+    return _told(out, recipe, manifest, measured, stage, told)
 
 
 def _told(
-    out: Path, recipe: Recipe, manifest: Manifest, measured: Evaluation | None, stage: Stages
+    out: Path,
+    recipe: Recipe,
+    manifest: Manifest,
+    measured: Evaluation | None,
+    stage: Stages,
+    told: list[StageReport],
 ) -> ConvertReport:
     """What came of a conversion in float32."""
     return ConvertReport(
@@ -97,6 +119,7 @@ def _told(
         task=recipe.task,
         size_bytes=out.stat().st_size,
         parity=manifest.parity,
+        stages=tuple(told),
     )
 
 
@@ -106,24 +129,18 @@ def refuse_reserved(recipe: Recipe) -> None:
     Raises:
         RecipeError: names the entry.
     """
-    if recipe.precision.mode != "fp32" and recipe.task not in ("detect", "classify"):
-        raise RecipeError(
-            f'recipe: precision.mode: "{recipe.precision.mode}" goes with detectors and classifiers in this '
-            f'version; use "fp32" for task "{recipe.task}"',
-            key="precision.mode",
-        )
     if recipe.precision.mode != "fp32" and recipe.data.calibration is None:
         raise RecipeError(
             f'recipe: data.calibration: precision.mode "{recipe.precision.mode}" needs images like those '
             "that the robot will see: a folder, list file, glob or .npz",
             key="data.calibration",
         )
-    for key in ("prune", "distill", "qat"):
-        if getattr(recipe, key) is not None:
-            raise RecipeError(
-                f"recipe: {key}: training stages are not available in this version; take the table out",
-                key=key,
-            )
+    if recipe.qat is not None and recipe.precision.mode not in ("auto", "int8"):
+        raise RecipeError(
+            f'recipe: qat: trains under INT8\'s rounding; precision.mode is "{recipe.precision.mode}": use '
+            '"auto" or "int8", or take the table out',
+            key="qat",
+        )
     if recipe.target.dla is not None and recipe.precision.mode not in ("auto", "int8"):
         raise RecipeError(
             f'recipe: target.dla: a DLA core runs INT8; precision.mode is "{recipe.precision.mode}": use '
@@ -147,32 +164,3 @@ def _check_target(recipe: Recipe, out: Path) -> None:
         raise BundleError(f"{out}: there is no folder {out.parent} to write the bundle into")
     if out.is_dir():
         raise BundleError(f"{out}: is a folder; give the bundle's file name, as {out / 'model.edge'}")
-
-
-def _measured(
-    recipe: Recipe, out: Path, manifest: Manifest, members: Mapping[str, bytes]
-) -> Evaluation | None:
-    """Accuracy of the bundle as a user would open it, from a temporary file beside the target."""
-    from edgesmith.sdk.bundle import Bundle, write_bundle
-    from edgesmith.sdk.models import TASKS
-
-    if recipe.task not in TASKS:
-        log.warning("accuracy is not measured for task %r in this version", recipe.task)
-        return None
-    temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}.measure")
-    try:
-        write_bundle(temporary, manifest, members)
-        return _evaluated(recipe, Bundle.open(temporary))
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _evaluated(recipe: Recipe, bundle: Bundle) -> Evaluation:
-    from edgesmith.converters.precision.stage import evaluation_of
-    from edgesmith.sdk.evaluate import evaluate
-    from edgesmith.sdk.models import TASKS
-
-    data = evaluation_of(recipe)
-    assert data is not None  # the caller measures only where the recipe has labelled images
-    with TASKS[recipe.task].load(bundle.path, backend="cpu") as model:
-        return evaluate(model, data)

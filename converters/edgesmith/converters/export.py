@@ -18,7 +18,17 @@ from onnx_ir.passes import common
 from torch import nn
 
 from edgesmith.converters.passes.fold_batchnorm import FoldBatchNorm
-from edgesmith.converters.trace import Origin, annotate, paths_by_name, restore, strip
+from edgesmith.converters.rewrites import rewritten
+from edgesmith.converters.trace import (
+    Lines,
+    Origin,
+    annotate,
+    line_of,
+    module_path,
+    paths_by_name,
+    restore,
+    strip,
+)
 from edgesmith.sdk.errors import ExportError, UnsupportedOperatorError
 from edgesmith.sdk.manifest import Batch
 
@@ -35,6 +45,7 @@ def export_module(
     channels: int,
     size: tuple[int, int] | None,
     batch: Batch,
+    lines: Lines | None = None,
 ) -> onnx.ModelProto:
     """Export ``module``, in which the user's ``network`` sits, at opset 20.
 
@@ -45,13 +56,15 @@ def export_module(
         channels: C.
         size: (H, W), or None for a graph of any height and width.
         batch: fixed, or a range: then the batch axis is symbolic.
+        lines: filled with the lines of the user's code that nodes came from.
 
     Raises:
         ExportError: the module cannot be traced; the message names the place in the user's code.
         UnsupportedOperatorError: an operator has no ONNX counterpart.
     """
     program = _traced(module, network, _example(channels, size, batch), _axes(size, batch))
-    with _quiet():
+    with quiet():
+        program = rewritten(program)
         try:
             exported = torch.onnx.export(
                 program,
@@ -68,7 +81,11 @@ def export_module(
     if exported is None:
         raise ExportError("the exporter of torch gave no program back; try another version of torch")
     model = exported.model
+    places = [(node, line_of(node)) for node in model.graph] if lines is not None else []
     annotate(model, Origin.of(module, network))
+    for node, line in places:
+        if lines is not None and line is not None:
+            lines.setdefault((module_path(node), node.op_type), {})[line] = None
     _check_interface(model, batch, size, output_names)
     name_axes(model, batch, size)
     return finished(model)
@@ -90,7 +107,7 @@ def slim(proto: onnx.ModelProto) -> onnx.ModelProto:
     import onnxslim  # brings its own table of patterns, by import
 
     try:
-        with _quiet():
+        with quiet():
             slimmed = onnxslim.slim(ir.to_proto(result.model))
     except Exception as error:
         # onnxslim raises plain Exceptions of many kinds.
@@ -135,7 +152,7 @@ def _axes(size: tuple[int, int] | None, batch: Batch) -> dict[int, Any]:
 def _traced(
     module: nn.Module, network: nn.Module, example: torch.Tensor, axes: dict[int, Any]
 ) -> torch.export.ExportedProgram:
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         try:
             return torch.export.export(
                 module, (example,), dynamic_shapes=(axes,) if axes else None, strict=False
@@ -281,11 +298,13 @@ def _substituted(text: str, names: Mapping[str, str]) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No progress lines and no deprecation notes of the exporters' own code while they run."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         # What these packages warn about is their own use of each other; faults come as exceptions,
         # and what the graph computes is compared afterwards.
         warnings.filterwarnings("ignore", module=r"(torch|onnxscript|onnx_ir|onnxslim|copyreg)(\.|$)")
         warnings.filterwarnings("ignore", category=DeprecationWarning)
+        # nn.LSTM and nn.GRU gather their weights in a list in every forward; the weights are buffers too.
+        warnings.filterwarnings("ignore", message=r"The tensor attributes? .*_flat_weights")
         yield

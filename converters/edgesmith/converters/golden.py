@@ -17,11 +17,15 @@ from edgesmith.converters.runners import Outputs, graph_runner, outputs_of
 from edgesmith.sdk.errors import ExportError
 from edgesmith.sdk.manifest import Batch, Nms, Preprocess
 from edgesmith.sdk.preprocess import Frame8, prepared
-from edgesmith.sdk.selftest import as_seen
+from edgesmith.sdk.selftest import as_seen, sample, sample_name
 
 PICTURES = 2
 # Enough pixels for every preprocess to have something to resize, and a bundle that stays small.
 LONGEST_SIDE = 640
+# Numbers of one output that are kept; class maps of large pictures have tens of millions.
+MOST_VALUES = 400_000
+# Of a graph that takes any size, whose outputs grow with its input.
+ANY_SIZE = 160
 # What another engine may differ by, in float32 with TF32 and other kernels: half a pixel moves no box
 # that matters, two thousandths no score, and a hundredth of the range no class.
 BOX_PIXELS = 0.5
@@ -39,7 +43,7 @@ def golden_pictures(images: Sequence[Frame8], preprocess: Preprocess) -> list[Fr
     """
     if preprocess.size is not None:
         return [_without_resize(image, preprocess) for image in images[:PICTURES]]
-    chosen = [_shrunk(image) for image in images[:PICTURES]]
+    chosen = [_shrunk(image, ANY_SIZE) for image in images[:PICTURES]]
     height, width = (min(c.shape[axis] for c in chosen) for axis in (0, 1))
     return [np.ascontiguousarray(c[:height, :width]) for c in chosen]
 
@@ -62,8 +66,8 @@ def _without_resize(image: Frame8, preprocess: Preprocess) -> Frame8:
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
-def _shrunk(image: Frame8) -> Frame8:
-    factor = LONGEST_SIDE / max(image.shape[:2])
+def _shrunk(image: Frame8, longest: int = LONGEST_SIDE) -> Frame8:
+    factor = longest / max(image.shape[:2])
     if factor >= 1:
         return image
     size = (max(1, round(image.shape[1] * factor)), max(1, round(image.shape[0] * factor)))
@@ -77,6 +81,21 @@ def golden_outputs(
     rows: list[Outputs] = outputs_of(graph_runner(model), tensors(pictures, preprocess), batch)
     compared = NMS_TOLERANCES if nms is not None and nms.where == "graph" else rows[0]
     return {name: np.concatenate([row[name] for row in rows]) for name in rows[0] if name in compared}
+
+
+def sampled(expected: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """The arrays as they are stored: of large maps every n-th row and column, to keep a bundle small."""
+    return {sample_name(name, n := _step(values)): sample(values, n) for name, values in expected.items()}
+
+
+def _step(values: NDArray[Any]) -> int:
+    """The least step that leaves at most :data:`MOST_VALUES` of an output; 1 where it is no map."""
+    if values.ndim < 4:
+        return 1
+    step = 1
+    while sample(values, step).size > MOST_VALUES:
+        step += 1
+    return step
 
 
 def tolerances(expected: Mapping[str, NDArray[Any]], nms: Nms | None) -> dict[str, float]:

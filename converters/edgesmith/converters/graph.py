@@ -7,17 +7,22 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
 from edgesmith.calibration.images import tensors
 from edgesmith.converters import parity
 from edgesmith.converters.export import export_module, slim
+from edgesmith.converters.operators import tensorrt_of
+from edgesmith.converters.passes.lint import require_operators
 from edgesmith.converters.pictures import Pictures
 from edgesmith.converters.ready import adopt
 from edgesmith.converters.recipe import Recipe
 from edgesmith.converters.runners import Outputs, Runner, graph_runner, module_runner, outputs_of
 from edgesmith.converters.sources import Loaded
+from edgesmith.converters.trace import Lines
+from edgesmith.sdk.board.profiles import profile
 from edgesmith.sdk.errors import RecipeError
 from edgesmith.sdk.manifest import Batch, Nms
 
@@ -52,8 +57,12 @@ class Proof:
     slimming: parity.Parity
 
 
-def canonical_graph(recipe: Recipe, source: Loaded, pictures: Pictures) -> Graph:
+def canonical_graph(
+    recipe: Recipe, source: Loaded, pictures: Pictures, *, lines: Lines | None = None
+) -> Graph:
     """Wrap the head and export; a ready graph is brought to the canonical names.
+
+    ``lines`` is filled with the lines of the user's code, for :mod:`.explain`.
 
     Raises:
         RecipeError: head or labels do not go with the model.
@@ -63,7 +72,7 @@ def canonical_graph(recipe: Recipe, source: Loaded, pictures: Pictures) -> Graph
     from edgesmith.converters.adapters import adapt
 
     preprocess, batch, nms = recipe.preprocess(), recipe.batch, recipe.nms_spec()
-    names = recipe.names()
+    names = recipe.names() or _alphabet(recipe)
     if source.model is not None:
         exported = adopt(
             source.model,
@@ -85,7 +94,7 @@ def canonical_graph(recipe: Recipe, source: Loaded, pictures: Pictures) -> Graph
         task=recipe.task,
         options=recipe.model.head_options,
         nms=nms,
-        names=len(names) or None,
+        names=(len(names) or None) if recipe.task != "tensor" else None,
         python_path=[recipe.resolve(folder) for folder in recipe.model.python_path],
     )
     exported = export_module(
@@ -95,9 +104,21 @@ def canonical_graph(recipe: Recipe, source: Loaded, pictures: Pictures) -> Graph
         channels=preprocess.channels,
         size=preprocess.size,
         batch=batch,
+        lines=lines,
     )
     reference = module_runner(adapted.module, adapted.output_names)
     return _named(Graph(exported, reference, adapted.family, names), adapted.classes)
+
+
+def _alphabet(recipe: Recipe) -> tuple[str, ...]:
+    """The characters of a text recognizer by class, nothing for the blank; empty for all else."""
+    if recipe.task != "tensor":
+        return ()
+    from edgesmith.converters.adapters.passthrough import TensorOptions
+
+    given = {key: value for key, value in recipe.model.head_options.items() if key == "alphabet"}
+    characters = TensorOptions.read(given).alphabet
+    return () if characters is None else ("", *characters)
 
 
 def _named(graph: Graph, classes: int) -> Graph:
@@ -124,6 +145,7 @@ def proven(recipe: Recipe, graph: Graph, pictures: Pictures) -> Proof:
 
     Raises:
         ParityError: a step changed the answers.
+        UnsupportedOperatorError: the device's TensorRT lacks an operator.
     """
     preprocess, batch, nms = recipe.preprocess(), recipe.batch, recipe.nms_spec()
     inputs = list(tensors(pictures.frames, preprocess))
@@ -140,6 +162,8 @@ def proven(recipe: Recipe, graph: Graph, pictures: Pictures) -> Proof:
     exported = compared(reference, before, parity.EXPORT_TOLERANCE)
     parity.require(exported, "the exported graph answers differently from the model", _ADVICE)
     model = slim(graph.exported)
+    device = profile(recipe.target.device)
+    require_operators(ir.serde.deserialize_model(model), tensorrt_of(device))
     runner = graph_runner(model)
     after = outputs_of(runner, inputs, batch)
     slimming = compared(before, after, parity.SLIM_TOLERANCE)

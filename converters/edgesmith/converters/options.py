@@ -12,6 +12,7 @@ from msgspec import inspect as types
 
 from edgesmith.converters.recipe import Recipe
 from edgesmith.converters.recipe_keys import choices_of, fields_of, table_of
+from edgesmith.converters.recipe_training import HELP as TRAINING_HELP
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -77,9 +78,7 @@ HELP: dict[str, str] = {
     "target.device": "A device profile, see `edgesmith devices`.",
     "target.variants": "auto, or a list of variants.",
     "target.dla": "DLA core.",
-    "prune": "Table of the pruning stage.",
-    "distill": "Table of the distillation stage.",
-    "qat": "Table of quantisation-aware training.",
+    **TRAINING_HELP,
 }  # fmt: skip
 
 

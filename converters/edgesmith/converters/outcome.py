@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from edgesmith.converters.report.compression import StageReport
+
 Number = float  # the report has a field of that name
 
 
@@ -21,7 +23,8 @@ class ConvertReport(msgspec.Struct, frozen=True, kw_only=True):
     ``float`` and ``chosen`` are the accuracies of the float graph and of the chosen one by ``metric``
     (percent), None without labelled images; ``drop`` is in points with its 95 % ``interval``.
     ``int8_macs_share`` is of all convolutions and matrix products. ``refused`` is None or the reason.
-    ``parity`` holds the figures against the model that was brought.
+    ``parity`` holds the figures against the model that was brought (after its training stages, where there
+    are ``stages``).
     """
 
     bundle: str | None
@@ -39,3 +42,4 @@ class ConvertReport(msgspec.Struct, frozen=True, kw_only=True):
     task: str
     size_bytes: int = 0
     parity: dict[str, Number] = {}
+    stages: tuple[StageReport, ...] = ()

@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from edgesmith.converters import golden
 from edgesmith.converters.compiled import CompiledGraph
 from edgesmith.converters.graph import Graph, Proof
+from edgesmith.converters.passes.sparsity import require_sparse
 from edgesmith.converters.pictures import Pictures
 from edgesmith.converters.recipe import Recipe
 from edgesmith.converters.report.against_float import Compared
+from edgesmith.converters.report.compression import CompressionReport
 from edgesmith.converters.report.data import Report, Tensors
 from edgesmith.converters.report.page import page
 from edgesmith.converters.report.precision import PrecisionReport
@@ -56,6 +58,8 @@ class Parts:
     members: dict[str, bytes]
     variants: Mapping[str, Variant]
     chosen: str
+    compression: CompressionReport | None = None
+    sparse: bool = False
 
     def manifest(
         self, measured: Mapping[str, float], stage: Stages, others: Mapping[str, Mapping[str, float]] = {}
@@ -86,6 +90,7 @@ class Parts:
                 images=tuple(golden_names(len(self.shown))),
                 resize=GoldenResize(image=RESIZE, expected=RESIZED) if RESIZE in self.members else None,
             ),
+            sparse=self.sparse,
             parity=self.proof.against_reference.figures(),
             measured=dict(chosen),
             provenance=Provenance(
@@ -129,6 +134,7 @@ class Parts:
             stages_s={name: round(spent, 3) for name, spent in stage.seconds.items()},
             compiled=compiled,
             precision=precision[0] if precision else None,
+            compression=self.compression,
         )
         pictures = thumbnails(self.shown, self.expected, manifest)
         pairs = precision[1].pictures if precision else ()
@@ -145,20 +151,22 @@ def parts_of(
     others: Mapping[str, onnx.ModelProto] = {},
     chosen: str = FLOAT,
     extra: Mapping[str, bytes] = {},
+    compression: CompressionReport | None = None,
 ) -> Parts:
     """Record the self-test of the float graph and of each other variant, and gather the members.
 
-    ``chosen`` names the variant that a GPU runs; ``extra`` are further members.
+    ``chosen`` names the variant that a GPU runs; ``extra`` are further members; ``compression`` tells of
+    training stages.
 
     Raises:
-        ExportError: the graph does not run on its own golden pictures.
+        ExportError: the graph does not run on its own golden pictures, or lost the 2:4 sparsity of a stage.
     """
     preprocess, nms = recipe.preprocess(), recipe.nms_spec()
     shown = golden.golden_pictures(pictures.frames, preprocess)
     expected = golden.golden_outputs(proof.model, shown, preprocess, recipe.batch, nms)
     members = {
         MODEL: proof.model.SerializeToString(deterministic=True),
-        GOLDEN: golden.npz(expected),
+        GOLDEN: golden.npz(golden.sampled(expected)),
         **extra,
     }
     exact = Variant(
@@ -168,7 +176,10 @@ def parts_of(
     for name, model in others.items():
         outputs = golden.golden_outputs(model, shown, preprocess, recipe.batch, nms)
         member, data = _member(name, chosen), f"golden/{name}.npz"
-        members |= {member: model.SerializeToString(deterministic=True), data: golden.npz(outputs)}
+        members |= {
+            member: model.SerializeToString(deterministic=True),
+            data: golden.npz(golden.sampled(outputs)),
+        }
         variants[name] = Variant(
             member=member, precision=name, golden=data, tolerance=golden.tolerances(outputs, nms)
         )
@@ -178,7 +189,14 @@ def parts_of(
     check = golden.resize_check(pictures.frames[0], preprocess)
     if check is not None:
         members |= {RESIZE: golden.png(check[0]), RESIZED: golden.png(check[1])}
-    return Parts(recipe, source, graph, proof, pictures, tuple(shown), expected, members, variants, chosen)
+    sparse = [layer.layer for stage in compression.stages for layer in stage.sparse] if compression else []
+    if sparse:
+        for model in (proof.model, *(m for name, m in others.items() if name != X86)):
+            require_sparse(model, sparse)
+    return Parts(
+        recipe, source, graph, proof, pictures, tuple(shown), expected, members, variants, chosen,
+        compression, bool(sparse),
+    )  # fmt: skip
 
 
 def _member(name: str, chosen: str) -> str:

@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgesmith.converters.runners import Array, Outputs
+from edgesmith.sdk.alignment import in_order_of
 from edgesmith.sdk.decode import canonical
 from edgesmith.sdk.errors import ParityError
 from edgesmith.sdk.manifest import Nms, Task
+from edgesmith.sdk.masks import BoxMasks
 from edgesmith.sdk.preprocess import Geometry
 from edgesmith.sdk.results import Detections
 from edgesmith.sdk.selftest import cosine
@@ -29,6 +31,10 @@ MIN_TOP1 = 1.0
 SAME_IOU = 0.99
 SAME_SCORE = 1e-3
 MIN_BOXES = 0.99
+# Pixels whose classes' logits lie nearer to each other than the tolerance may swap; all others must agree.
+MIN_PIXELS = 1.0
+# Of a mask's probabilities, in the frame of a box that is the same.
+SAME_MASK = 2e-2
 # Outputs of a graph with NMS are lists in order of score: near ties swap rows, so only what is
 # found is compared there, and not the arrays.
 _IN_ORDER = frozenset(
@@ -41,6 +47,7 @@ _IN_ORDER = frozenset(
         "candidate_boxes",
         "candidate_scores",
         "candidate_labels",
+        "masks",
     }
 )
 
@@ -63,8 +70,8 @@ class OutputParity(msgspec.Struct, frozen=True, kw_only=True):
 class Parity(msgspec.Struct, frozen=True, kw_only=True):
     """Two steps compared. ``images`` counts real ones; 0 means that seeded pseudo-images stood in.
 
-    ``metric`` is ``top1_agreement`` or ``box_agreement`` (0..1), over ``decisions`` of them, with
-    ``needed`` the least that passes.
+    ``metric`` is ``top1_agreement``, ``box_agreement`` (of masks too) or ``pixel_agreement`` (0..1), over
+    ``decisions`` of them, with ``needed`` the least that passes.
     """
 
     images: int
@@ -114,11 +121,14 @@ def compare(
         tolerance: share of each output's range that it may differ by.
     """
     in_order = nms is not None and nms.where == "graph"
+    aligned = candidate
+    if task == "detect" and not in_order:
+        aligned = [_same_rows(r, c, tolerance, size) for r, c in zip(reference, candidate, strict=True)]
     outputs = tuple(
         _output(
             name,
             [r[name] for r in reference],
-            [c[name] for c in candidate],
+            [c[name] for c in aligned],
             None if in_order and name in _IN_ORDER else tolerance,
         )
         for name in reference[0]
@@ -132,6 +142,12 @@ def compare(
     elif task == "detect" and nms is not None:
         agreement, decisions = _boxes(reference, candidate, nms, size)
         metric, needed = "box_agreement", MIN_BOXES
+    elif task == "segment":
+        limit = 2 * tolerance * outputs[0].range
+        agreement, decisions = _pixels(
+            [r["logits"] for r in reference], [c["logits"] for c in candidate], limit
+        )
+        metric, needed = "pixel_agreement", MIN_PIXELS
     else:
         return Parity(images=images, outputs=outputs)
     return Parity(
@@ -183,6 +199,17 @@ def _output(name: str, reference: list[Array], candidate: list[Array], share: fl
     )
 
 
+def _same_rows(reference: Outputs, candidate: Outputs, share: float, size: tuple[int, int]) -> Outputs:
+    """The candidate's boxes and scores in the reference's order, where a graph gives the best K of them."""
+    boxes, scores = in_order_of(
+        (reference["boxes"], reference["scores"]),
+        (candidate["boxes"], candidate["scores"]),
+        pixels=share * max(size),
+        score=share,
+    )
+    return {**candidate, "boxes": boxes, "scores": scores}
+
+
 def _top1(reference: list[Array], candidate: list[Array], limit: float) -> tuple[float, int]:
     """Share of images with the same best class; near ties within ``limit`` are left out."""
     agree = decided = 0
@@ -192,6 +219,23 @@ def _top1(reference: list[Array], candidate: list[Array], limit: float) -> tuple
             continue
         decided += 1
         agree += int(r[0].argmax() == c[0].argmax())
+    return (agree / decided if decided else 1.0), decided
+
+
+def _pixels(reference: list[Array], candidate: list[Array], limit: float) -> tuple[float, int]:
+    """Share of pixels with the same class; near ties within ``limit`` are left out."""
+    agree = decided = 0
+    for r, c in zip(reference, candidate, strict=True):
+        if r.shape != c.shape:
+            return 0.0, 0
+        if r.shape[1] == 1:
+            clear = np.abs(r[0, 0]) > limit
+        else:
+            ranked = np.partition(r[0], -2, 0)
+            clear = ranked[-1] - ranked[-2] > limit
+        same = canonical.best_classes(r[0]) == canonical.best_classes(c[0])
+        decided += int(clear.sum())
+        agree += int((same & clear).sum())
     return (agree / decided if decided else 1.0), decided
 
 
@@ -221,6 +265,9 @@ def _matched(mine: Detections, theirs: Detections) -> int:
         & (np.abs(mine.scores[:, None] - theirs.scores[None]) <= SAME_SCORE)
         & (mine.labels[:, None] == theirs.labels[None])
     )
+    if isinstance(mine.masks, BoxMasks) and isinstance(theirs.masks, BoxMasks):
+        apart = np.abs(mine.masks.probabilities[:, None] - theirs.masks.probabilities[None])
+        fits &= apart.max((2, 3)) <= SAME_MASK
     free = np.ones(len(theirs), np.bool_)
     count = 0
     for row in fits:

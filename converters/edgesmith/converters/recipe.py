@@ -32,6 +32,7 @@ from edgesmith.converters.recipe_keys import (
     texts_of,
     value_at,
 )
+from edgesmith.converters.recipe_training import DistillTable, PruneTable, QatTable
 from edgesmith.sdk.errors import RecipeError
 from edgesmith.sdk.manifest import Batch, Color, Fit, Nms, Positive, Preprocess, Share, Task
 
@@ -48,8 +49,7 @@ DEFAULT_FIT: dict[str, Fit] = {
     "segment": "stretch",
     "tensor": "none",
 }
-HOST_CANDIDATES = 3000
-GRAPH_CANDIDATES = 300
+HOST_CANDIDATES, GRAPH_CANDIDATES = 3000, 300
 Number = float | int
 
 
@@ -155,11 +155,11 @@ class Data(Table, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class PrecisionTable(Table, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``[precision]``: number formats, and how much accuracy may go (``max_drop``, in points)."""
+    """``[precision]``: number formats, and how much may go (``max_drop``: 0.5 points, or 0.3 dB of PSNR)."""
 
     mode: Literal["fp32", "auto", "fp16", "int8"] = "fp32"
     rest: Literal["fp16", "fp32"] = "fp16"
-    max_drop: float = 0.5
+    max_drop: float | None = None
     method: Literal["auto", "minmax", "percentile", "entropy", "mse"] = "auto"
     repairs: Literal["auto"] | tuple[str, ...] = "auto"
     keep_float: tuple[str, ...] = ()
@@ -192,9 +192,9 @@ class Recipe(Table, frozen=True, kw_only=True, forbid_unknown_fields=True):
     data: Data = Data()
     precision: PrecisionTable = PrecisionTable()
     target: Target = Target()
-    prune: dict[str, Any] | None = None
-    distill: dict[str, Any] | None = None
-    qat: dict[str, Any] | None = None
+    prune: PruneTable | None = None
+    distill: DistillTable | None = None
+    qat: QatTable | None = None
     base: str = ""
 
     @classmethod

@@ -11,6 +11,8 @@ from typing import Any
 import msgspec
 from msgspec import inspect as types
 
+from edgesmith.converters.recipe_training import NAMES as TRAINING_NAMES
+from edgesmith.converters.recipe_training import PATHS as TRAINING_PATHS
 from edgesmith.sdk.errors import RecipeError
 
 # Keys whose values are files or folders.
@@ -19,12 +21,14 @@ PATH_KEYS = (
     "data.calibration", "data.search", "data.training",
     "data.evaluation.images", "data.evaluation.annotations", "data.evaluation.labels",
     "data.evaluation.masks",
+    *TRAINING_PATHS,
 )  # fmt: skip
 
 # Keys whose values are lists of names, and the names that there are.
 NAME_LISTS: dict[str, tuple[str, ...]] = {
     "precision.repairs": ("factor", "offset", "bias", "smooth", "fold", "equalize", "adaround"),
     "target.variants": ("fp16", "int8-plain", "x86"),
+    **TRAINING_NAMES,
 }
 
 

@@ -37,6 +37,12 @@ class Stages:
         if self._status is not None:
             self._status.update(f"{name} ...")
 
+    def say(self, text: str) -> None:
+        """Tell where the running stage stands."""
+        log.debug("%s: %s", self._name, text)
+        if self._status is not None:
+            self._status.update(f"{self._name}: {text}")
+
     @property
     def total(self) -> float:
         """Seconds since the first stage could begin."""

@@ -18,6 +18,10 @@ from torch import nn
 
 MODULE_KEY = "edgesmith.module"
 _SCOPES = "pkg.torch.onnx.name_scopes"
+_STACK = "pkg.torch.onnx.stack_trace"
+_FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
+# Lines of the user's code, in order, by module path and operator.
+Lines = dict[tuple[str | None, str], dict[str, None]]
 # A module that is called several times: torch.export numbers the calls, `stem.conv@1`.
 _CALL = re.compile(r"@\d+$")
 _WEIGHTED = frozenset(
@@ -63,6 +67,19 @@ def module_path(node: onnx.NodeProto | ir.Node) -> str | None:
     if isinstance(node, ir.Node):
         return node.metadata_props.get(MODULE_KEY)
     return next((p.value for p in node.metadata_props if p.key == MODULE_KEY), None)
+
+
+def line_of(node: ir.Node) -> str | None:
+    """``file, line n, in forward``: the innermost line of the user's own code that a node came from.
+
+    Known only before :func:`annotate`, and only where torch's exporter made the graph.
+    """
+    frames = _FRAME.findall(node.metadata_props.get(_STACK, ""))
+    own = [frame for frame in frames if "site-packages" not in frame[0] and not frame[0].startswith("<")]
+    if not frames:
+        return None
+    file, line, function = (own or frames)[-1]
+    return f"{file}, line {line}, in {function}"
 
 
 def annotate(model: ir.Model, origin: Origin | None) -> None:

@@ -59,8 +59,8 @@ def report(**changes: object) -> PrecisionReport:
         f1_same=0.9, f1_there=0.95, found_exact=40, found_same=44, found_there=41,
     )  # fmt: skip
     base = PrecisionReport(
-        mode="auto", chosen="auto", budget=0.5, share=0.994, metric="top1", labelled=True, images=440,
-        search_images=64, calibration_images=192, faults=("broken.jpg: damaged",),
+        task="classify", mode="auto", chosen="auto", budget=0.5, share=0.994, metric="top1", labelled=True,
+        images=440, search_images=64, calibration_images=192, faults=("broken.jpg: damaged",),
         variants=(exact, variant(), half), repairs=("bias", "factor"), method="mse",
         trials=(trial, msgspec.structs.replace(trial, repairs=(), taken=False, decibels=None)),
         curve=(

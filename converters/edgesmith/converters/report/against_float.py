@@ -19,6 +19,7 @@ from edgesmith.converters.runners import Outputs, graph_runner, outputs_of
 from edgesmith.sdk.decode import canonical
 from edgesmith.sdk.errors import ExportError
 from edgesmith.sdk.manifest import Batch, Nms, Preprocess, Task
+from edgesmith.sdk.maps import Segmentation
 from edgesmith.sdk.percentiles import percentiles
 from edgesmith.sdk.preprocess import Frame8, Geometry, prepared
 from edgesmith.sdk.results import Classifications, Detections
@@ -31,6 +32,7 @@ LEAST_GAIN = 0.01  # of F1, before another threshold than the float model's is a
 WORST = 4
 PICTURE_SIDE, PICTURE_QUALITY = 380, 76
 LATENCY_S, MOST_RUNS, WARM_UP = 3.0, 60, 2
+ANY_SIDE = 128  # pixels, for a graph of any size
 _SEVERITY_ERROR = 3  # onnxruntime's scale: 0 verbose .. 4 fatal
 
 
@@ -51,8 +53,8 @@ class Seen:
     ``same`` are the boxes that both have, as each of them has them.
     """
 
-    exact: Detections | Classifications
-    chosen: Detections | Classifications
+    exact: Detections | Classifications | Segmentation
+    chosen: Detections | Classifications | Segmentation
     distance: float
     difference: str
     same: tuple[Floats, Floats] | None = None
@@ -86,6 +88,8 @@ def compared(
             seen = _seen_boxes(found[0], found[1], nms.score)
         elif task == "classify":
             seen = _seen_classes(*(canonical.classifications(o, 0, labels) for o in both))
+        elif task == "segment":
+            seen = _seen_maps(*(canonical.segmentation(o, 0, geometry, labels) for o in both))
         else:
             continue
         if seen.distance > 0:
@@ -197,6 +201,13 @@ def latency(graphs: Mapping[str, onnx.ModelProto], tensor: NDArray[np.float32]) 
     )
 
 
+def latency_of(graph: onnx.ModelProto, batch: int) -> float:
+    """Median milliseconds of a graph in onnxruntime on one thread, on a batch of zeros."""
+    dims = [d.dim_value for d in graph.graph.input[0].type.tensor_type.shape.dim]
+    sizes = [batch, *(d or ANY_SIDE for d in dims[1:])]
+    return latency({"graph": graph}, np.zeros(sizes, np.float32)).p50_ms["graph"]
+
+
 def processor_name() -> str:
     """What the processor calls itself, else its architecture."""
     facts = Path("/proc/cpuinfo")
@@ -255,6 +266,12 @@ def _seen_classes(exact: Classifications, chosen: Classifications) -> Seen:
         return Seen(exact, chosen, 1 + distance, text)
     text = f"{a.name}: {100 * a.score:.0f} % became {100 * b.score:.0f} %"
     return Seen(exact, chosen, distance, text)
+
+
+def _seen_maps(exact: Segmentation, chosen: Segmentation) -> Seen:
+    """Distance is the share of pixels whose class changed."""
+    changed = float(np.mean(exact.class_map != chosen.class_map))
+    return Seen(exact, chosen, changed, f"{100 * changed:.2f} % of the pixels got another class")
 
 
 def _shown(frame: Frame8, seen: Seen) -> tuple[bytes, bytes]:

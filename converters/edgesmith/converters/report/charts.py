@@ -147,6 +147,24 @@ def drop_curve(points: Sequence[tuple[int, float, tuple[float, float]]], budget:
     return _svg("curve", height + top + 24, "drop against layers in float", "".join(marks))
 
 
+def loss_curve(losses: Sequence[float], metrics: Sequence[float | None], name: str) -> str:
+    """Loss by epoch as a line from its largest value to 0; each point's title tells it and the metric."""
+    if not losses:
+        return ""
+    left, top, height = 60, 10, 110
+    most = max(*losses, 1e-12)
+    step = (WIDTH - left - 20) / max(1, len(losses) - 1)
+    places = [(left + number * step, top + height * (1 - loss / most)) for number, loss in enumerate(losses)]
+    marks = [_line(left, top, height, level, most) for level in (0.0, most)]
+    marks.append(f'<polyline points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in places)}"/>')
+    for number, (x, y) in enumerate(places):
+        metric = metrics[number]
+        told = "" if metric is None else f", {name} {metric:.4g}"
+        title = escape(f"epoch {number + 1}: loss {losses[number]:.4g}{told}")
+        marks.append(f'<circle class="ok" cx="{x:.1f}" cy="{y:.1f}" r="3"><title>{title}</title></circle>')
+    return _svg("curve", height + top + 12, "loss by epoch", "".join(marks))
+
+
 def _share(decibels: float | None) -> float:
     """Of the full height; an exact layer (None) reaches it, and none is too low to be seen."""
     if decibels is None or math.isinf(decibels):

@@ -6,6 +6,7 @@ import msgspec
 
 from edgesmith.converters.compiled import CompiledGraph
 from edgesmith.converters.parity import Parity
+from edgesmith.converters.report.compression import CompressionReport
 from edgesmith.converters.report.precision import PrecisionReport
 from edgesmith.sdk.manifest import Manifest
 
@@ -23,7 +24,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     ``exported`` compares the final graph with the model that was brought, ``simplified`` with the
     graph before it was simplified. ``images`` says which images were used. ``stages_s`` in seconds.
     ``compiled`` is empty where the compiler was not installed; ``precision`` is None where the graph is
-    float32 alone.
+    float32 alone, ``compression`` where nothing was trained.
     """
 
     manifest: Manifest
@@ -41,6 +42,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     stages_s: dict[str, float]
     compiled: tuple[CompiledGraph, ...] = ()
     precision: PrecisionReport | None = None
+    compression: CompressionReport | None = None
 
     def json(self) -> bytes:
         """The struct as indented JSON."""

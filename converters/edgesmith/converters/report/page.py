@@ -11,12 +11,19 @@ from importlib.resources import files
 
 from edgesmith.converters.compiled import CompiledGraph
 from edgesmith.converters.parity import MIN_COSINE, OutputParity, Parity
+from edgesmith.converters.report.compression_page import compression_section
 from edgesmith.converters.report.data import Report
 from edgesmith.converters.report.precision import PrecisionReport
-from edgesmith.converters.report.precision_page import METRICS, Pictures, sections
+from edgesmith.converters.report.precision_page import Pictures, sections
 from edgesmith.sdk.manifest import Manifest, TensorSpec
+from edgesmith.sdk.metrics import TITLES, loss_unit_of, shown
 
-_METRICS = {**METRICS, "top1_agreement": "Same best class", "box_agreement": "Same detections"}
+_METRICS = {
+    **TITLES,
+    "top1_agreement": "Same best class",
+    "box_agreement": "Same detections",
+    "pixel_agreement": "Same class of a pixel",
+}
 _COLORS = {"rgb": "RGB", "bgr": "BGR", "y": "luma (Y of YCrCb)"}
 
 
@@ -29,6 +36,7 @@ def page(report: Report, pictures: Sequence[bytes], pairs: Pictures = ()) -> str
         (
             _head(report),
             _tiles(report),
+            _section("Training", compression_section(report.compression)) if report.compression else "",
             "".join(_section(*part) for part in parts),
             _section("Proof", _proof(report)),
             _section("Accuracy", _accuracy(report)) if report.metric else "",
@@ -70,7 +78,10 @@ def _tiles(report: Report) -> str:
     tiles = []
     if report.metric is not None:
         tiles.append(
-            (f"{manifest.measured[report.metric]:.2f} %", _METRICS.get(report.metric, report.metric))
+            (
+                shown(report.metric, manifest.measured[report.metric]),
+                _METRICS.get(report.metric, report.metric),
+            )
         )
     if report.precision is not None:
         tiles += _precision_tiles(report.precision)
@@ -89,8 +100,9 @@ def _precision_tiles(found: PrecisionReport) -> list[tuple[str, str]]:
     verdict = found.verdict
     if verdict is not None and verdict.drop is not None and found.metric is not None:
         name = _METRICS.get(found.metric, found.metric)
-        tiles.append((f"{verdict.values[found.metric]:.2f} %", name))
-        tiles.append((f"{verdict.drop:+.2f}", f"points lost, budget {found.budget:g}"))
+        tiles.append((shown(found.metric, verdict.values[found.metric]), name))
+        unit = loss_unit_of(found.metric)
+        tiles.append((f"{verdict.drop:+.2f}", f"{unit} lost, budget {found.budget:g}"))
     if found.share > 0:
         tiles.append((f"{100 * found.share:.1f} %", "of the arithmetic in INT8"))
     return tiles
@@ -152,7 +164,7 @@ def _scale(output: OutputParity) -> str:
 def _accuracy(report: Report) -> str:
     measured = report.manifest.measured
     rows = "".join(
-        f"<tr><td>{escape(_METRICS.get(name, name))}</td><td>{value:.2f} %</td></tr>"
+        f"<tr><td>{escape(_METRICS.get(name, name))}</td><td>{shown(name, value)}</td></tr>"
         for name, value in measured.items()
     )
     faults = "".join(f"<li>{escape(fault)}</li>" for fault in report.faults)

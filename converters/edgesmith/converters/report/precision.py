@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import msgspec
 
+from edgesmith.sdk.manifest import Task
+
 Interval = tuple[float, float]
 
 
@@ -136,6 +138,7 @@ class PrecisionReport(msgspec.Struct, frozen=True, kw_only=True):
     ``cpu`` says in words which graph CPUs run and why.
     """
 
+    task: Task
     mode: str
     chosen: str
     budget: float

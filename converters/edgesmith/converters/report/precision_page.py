@@ -8,9 +8,15 @@ from html import escape
 
 from edgesmith.converters.report import charts
 from edgesmith.converters.report.precision import LayerFigures, PrecisionReport, TrialFigures, VariantFigures
+from edgesmith.sdk.metrics import TITLES, loss_unit_of, shown
 
 Pictures = Sequence[tuple[bytes, bytes]]
-METRICS = {"mAP": "mAP", "top1": "top-1", "top5": "top-5", "agreement": "agreement"}
+# What sameness is where it is not that of a decision.
+SAMENESS = {
+    "detect": "mAP against the float graph's own sure detections",
+    "segment": "mean IoU with the float graph's class maps",
+    "tensor": "nothing, since tensors have no decisions",
+}
 WORST_LAYERS = 10
 MOST_NAMED = 12  # layers that are named for one reason, before the rest is counted
 
@@ -41,7 +47,7 @@ def headline(report: PrecisionReport) -> str:
     if found is None or found.drop is None or found.interval is None:
         return f"{what}: not measured, since the recipe names no images for it."
     low, high = found.interval
-    metric = METRICS.get(report.metric or "", report.metric or "")
+    metric = TITLES.get(report.metric or "", report.metric or "")
     inside = "inside" if found.drop <= report.budget else "past"
     end = f"{inside} the budget of {report.budget:g}."
     if not report.labelled:
@@ -51,7 +57,7 @@ def headline(report: PrecisionReport) -> str:
         )
     word, amount = ("gains", -found.drop) if found.drop < 0 else ("loses", found.drop)
     return (
-        f"{what} {word} {amount:.2f} points of {metric} "
+        f"{what} {word} {amount:.2f} {loss_unit_of(report.metric)} of {metric} "
         f"(95 % interval of the loss {low:+.2f} to {high:+.2f}): {end}"
     )
 
@@ -78,27 +84,30 @@ def _variants(report: PrecisionReport) -> str:
     drops = [(v.drop, v.interval) for v in report.variants if v.drop is not None and v.interval is not None]
     reach = charts.reach_of(drops, report.budget)
     names = list(dict.fromkeys(name for v in report.variants for name in v.values))
-    shown = [n for n in names if n in METRICS] or names[:1]
-    head = "".join(f"<th>{escape(METRICS.get(name, name))}</th>" for name in shown)
+    columns_of = [n for n in names if n in TITLES] or names[:1]
+    head = "".join(f"<th>{escape(TITLES.get(name, name))}</th>" for name in columns_of)
     flips = any(v.flipped is not None for v in report.variants)
     columns = "<th>decisions changed</th>" if flips else "<th>agreement</th>" if drops else ""
-    note = "" if flips or not drops else " Agreement: mAP against the float graph's own sure detections."
-    rows = "".join(_variant(report, v, shown, reach, flips) for v in report.variants)
+    note = f" Agreement: {SAMENESS[report.task]}." if report.task in SAMENESS and drops and not flips else ""
+    rows = "".join(_variant(report, v, columns_of, reach, flips) for v in report.variants)
     return (
-        f'<table class="variants"><thead><tr><th>graph</th>{head}<th>points lost, 95 % interval</th>{columns}'
+        f'<table class="variants"><thead><tr><th>graph</th>{head}'
+        f"<th>{loss_unit_of(report.metric)} lost, 95 % interval</th>{columns}"
         f"<th>size</th></tr></thead><tbody>{rows}</tbody></table>"
         f'<p class="quiet">Bars: right of the line is lost, left is gained; dashed is the budget.{note}</p>'
     )
 
 
 def _variant(
-    report: PrecisionReport, one: VariantFigures, shown: Sequence[str], reach: float, flips: bool
+    report: PrecisionReport, one: VariantFigures, figures: Sequence[str], reach: float, flips: bool
 ) -> str:
     label = f"<b>{escape(one.name)}</b> (chosen)" if one.chosen else escape(one.name)
     if not one.in_bundle:
         label += "<br><small>not in the bundle</small>"
     size = "" if one.size_bytes is None else f"{one.size_bytes / 1e6:.2f} MB"
-    cells = "".join(f"<td>{one.values[n]:.2f} %</td>" if n in one.values else "<td></td>" for n in shown)
+    cells = "".join(
+        f"<td>{shown(n, one.values[n])}</td>" if n in one.values else "<td></td>" for n in figures
+    )
     drop = ""
     if one.drop is not None and one.interval is not None:
         drop = charts.interval_bar(one.drop, one.interval, report.budget, reach) + (
@@ -117,9 +126,7 @@ def _variant(
 
 def _search(report: PrecisionReport) -> str:
     rows = "".join(_trial(trial) for trial in report.trials)
-    same = "best classes that are the same"
-    if report.scores is not None:
-        same = "mAP against the float graph's own sure detections"
+    same = SAMENESS.get(report.task, "best classes that are the same")
     html = (
         f"<p>Whole ways of quantizing, compared with the float model on {report.search_images} search images "
         f"without labels: {same}, and the signal-to-noise ratio of the outputs.</p>"

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from edgesmith.sdk.decode import canonical
 from edgesmith.sdk.manifest import Manifest
+from edgesmith.sdk.maps import Segmentation
 from edgesmith.sdk.preprocess import Frame8, prepared
 from edgesmith.sdk.results import Classifications, Detections
 
@@ -33,12 +34,17 @@ def _drawn(picture: Frame8, row: int, outputs: Mapping[str, NDArray[Any]], manif
         return found.draw(picture)
     if manifest.task == "classify":
         return canonical.classifications(outputs, row, manifest.labels).draw(picture)
+    if manifest.task == "segment":
+        _, geometry = prepared(manifest.preprocess, picture)
+        return canonical.segmentation(outputs, row, geometry, manifest.labels).draw(picture)
+    if manifest.task == "tensor":
+        return canonical.tensors(outputs, row, manifest.preprocess).draw(picture)
     return picture
 
 
 def jpeg(
     picture: Frame8,
-    found: Detections | Classifications,
+    found: Detections | Classifications | Segmentation,
     quiet: NDArray[np.float32] | None = None,
     *,
     side: int,

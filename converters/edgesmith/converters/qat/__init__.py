@@ -1,0 +1,1 @@
+"""A network learns under the rounding that INT8 will do."""

@@ -1,0 +1,1 @@
+"""One loop that trains, for pruning, distillation and quantization-aware training."""
