@@ -47,6 +47,7 @@ def told(path: Path) -> tuple[tuple[CompiledGraph, ...], str]:
     return report.compiled, bundle.read("report.html").decode()
 
 
+@pytest.mark.slow
 def test_each_variant_of_a_conversion_is_compiled(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
     convert(recipe_of(precision={"mode": "int8", "accept_drop": True}), tmp_path / "m.edge")
     graphs, page = told(tmp_path / "m.edge")

@@ -84,6 +84,7 @@ def run(path: Path, pictures: Path) -> list[Any]:
         return [call(frame) for frame in Images.open(pictures).pick([0, 5, 9])]
 
 
+@pytest.mark.slow
 def test_a_detector_with_corner_pooling(bundle: Make, pictures: Path) -> None:
     path = bundle(ALWAYS)
     found = run(path, pictures)
