@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import ClassVar, TypeVar
 
 import torch
@@ -31,7 +32,7 @@ SAME_PIXELS, SAME_SCORE = 0.05, 1e-3
 H = TypeVar("H", bound="AnchoredHead")
 
 
-class AnchoredHead(nn.Module):
+class AnchoredHead(nn.Module, ABC):
     """Raw maps (N, A * (5 + C), h, w) or (N, A, h, w, 5 + C), one a level in any order.
 
     Channels of an anchor: x, y, w, h, objectness, classes.
@@ -71,14 +72,14 @@ class AnchoredHead(nn.Module):
         ]
         self.register_buffer("anchors", torch.cat(pairs)[None])
 
+    @abstractmethod
     def places(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         """Centres and sizes (N, K, 2) in pixels from raw values (N, K, 5 + C)."""
-        raise NotImplementedError
 
     @staticmethod
+    @abstractmethod
     def behind_sigmoids(flat: Tensor) -> Tensor:
         """The values of (N, K, 5 + C) that go through a sigmoid."""
-        raise NotImplementedError
 
     @classmethod
     def from_outputs(cls: type[H], seen: Outputs) -> H | Declined:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ Losses = dict[str, torch.Tensor]
 LOSS = "loss"  # the sum that is minimised
 
 
-class Learner(nn.Module):
+class Learner(nn.Module, ABC):
     """A network ``student`` with a loss; what else learns with it (projections, scales) is a part of it too.
 
     ``frozen_norm`` keeps BatchNorm's statistics as they are.
@@ -27,6 +28,7 @@ class Learner(nn.Module):
         self.frozen_norm = frozen_norm
         self.masks: Callable[[], None] | None = None
 
+    @abstractmethod
     def forward(self, images: torch.Tensor, labels: torch.Tensor) -> Losses:
         """Losses by name, their sum under ``loss``.
 
@@ -34,7 +36,6 @@ class Learner(nn.Module):
             images: ``(N, C, H, W)`` float32.
             labels: ``(N,)`` class indices, -1 where there is none.
         """
-        raise NotImplementedError
 
     def answers(self, images: torch.Tensor) -> torch.Tensor | None:
         """Logits ``(N, C)``; None for what is not a classifier."""
