@@ -75,7 +75,5 @@ def distill(
         told=told,
     )
     curves = trainer.fit()
-    if masks is not None:
-        masks()
     fixed(network)
     return curves

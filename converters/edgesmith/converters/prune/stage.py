@@ -297,8 +297,6 @@ def tune(
         learner, data, recipe.preprocess(), settings, folder=folder, key=key, seed=recipe.data.seed, told=told
     )
     curves = trainer.fit()
-    if masks is not None:
-        masks()
     fixed(network)
     return curves
 

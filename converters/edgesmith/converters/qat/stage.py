@@ -214,8 +214,6 @@ def _train(
         told=lambda where: tell(str(where)),
     )
     curves = trainer.fit()
-    if learner.masks is not None:
-        learner.masks()
     rounding.module.cpu()
     return curves
 

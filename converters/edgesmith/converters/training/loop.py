@@ -183,6 +183,7 @@ class Trainer:
             self._save(epoch, step, last=epoch == self.settings.epochs)
         if self._best_state is not None:
             self.plain.load_state_dict(self._best_state)
+        self.plain.after_step()  # what holds after a step holds at the end
         self.plain.close()
         return Curves(
             epochs=tuple(self._epochs),
