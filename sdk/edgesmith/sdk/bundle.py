@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import os
 import re
-import secrets
 import struct
 import zipfile
 import zlib
@@ -22,6 +21,7 @@ import msgspec
 
 from edgesmith.sdk.errors import BundleError, BundleMissingError
 from edgesmith.sdk.manifest import SCHEMA, Manifest, Member
+from edgesmith.sdk.replacing import replaced
 
 MANIFEST = "manifest.json"
 MAX_MEMBERS = 1024
@@ -119,23 +119,15 @@ def write_bundle(path: str | os.PathLike[str], manifest: Manifest, members: Mapp
             f"{path}: {len(members):,} members and a {MANIFEST} of {len(text):,} bytes are more than "
             f"a bundle takes ({MAX_MEMBERS - 1:,} and {MAX_MANIFEST_BYTES:,})"
         )
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with open(temporary, "xb") as file:
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-                for name, data in ((MANIFEST, text), *sorted(members.items())):
-                    # A fixed date and mode: the same content gives the same bytes.
-                    info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
-                    info.external_attr = 0o644 << 16
-                    archive.writestr(info, data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with replaced(path) as temporary, zipfile.ZipFile(temporary, "x", zipfile.ZIP_STORED) as archive:
+            for name, data in ((MANIFEST, text), *sorted(members.items())):
+                # A fixed date and mode: the same content gives the same bytes.
+                info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+                info.external_attr = 0o644 << 16
+                archive.writestr(info, data)
     except OSError as error:
         raise BundleError(f"{path}: cannot write the bundle: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(FileNotFoundError, PermissionError, NotADirectoryError):
-            temporary.unlink()
     return manifest
 
 

@@ -23,6 +23,7 @@ import msgspec
 from edgesmith.sdk.bundle import Bundle, file_sha256
 from edgesmith.sdk.errors import ConfigError, SinkError
 from edgesmith.sdk.manifest import Manifest, TensorSpec
+from edgesmith.sdk.replacing import replaced
 
 Device = Literal["auto", "gpu", "cpu"]
 _KINDS: Mapping[str, str] = {"auto": "KIND_AUTO", "gpu": "KIND_GPU", "cpu": "KIND_CPU"}
@@ -209,9 +210,8 @@ def _write(folder: Path, graph: bytes, config: str, labels: Sequence[str]) -> in
 
 
 def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    with replaced(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _lines(fields: Mapping[str, Any], indent: str = "") -> Iterator[str]:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import importlib
 import logging
 import math
-import os
-import secrets
 import threading
 import urllib.error
 import urllib.parse
@@ -23,6 +21,7 @@ from edgesmith.converters.recipe import Recipe
 from edgesmith.converters.recipe_keys import from_here, put_at, value_at
 from edgesmith.sdk.errors import SourceError
 from edgesmith.sdk.manifest import Task
+from edgesmith.sdk.replacing import replaced
 
 log = logging.getLogger(__name__)
 REACH_S = 5.0  # how long a server may take to answer at all
@@ -253,7 +252,7 @@ def _keep(state: Mapping[str, Any], path: Path) -> None:
     from safetensors.torch import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     # Tensors that share memory are written one by one.
-    save_file({key: value.contiguous().clone() for key, value in state.items()}, partial)
-    os.replace(partial, path)  # noqa: PTH105  atomic, also over an existing file
+    tensors = {key: value.contiguous().clone() for key, value in state.items()}
+    with replaced(path) as temporary:
+        save_file(tensors, temporary)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
-import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 from edgesmith.sdk.errors import ConfigError, MissingExtraError, SinkError
+from edgesmith.sdk.replacing import replaced
 from edgesmith.sdk.results import Classifications
 
 Format = Literal["parquet", "jsonl"]
@@ -122,19 +121,12 @@ def join_parts(parts: Sequence[Path], out: Path, task: str, folder: Path) -> int
 
 @contextmanager
 def _replaced(path: Path, folder: Path | None = None) -> Iterator[Path]:
-    """A name to write to, beside ``path`` or in ``folder``; once on the disk it takes the path's place."""
-    temporary = (folder or path.parent) / f".{path.name}.{secrets.token_hex(4)}.tmp"
+    """:func:`replaced`, with the error of a sink."""
     try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with replaced(path, folder) as temporary:
+            yield temporary
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise SinkError(f"{path}: cannot be written: {error.strerror or error}") from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _schema(task: str) -> Any:
