@@ -27,6 +27,7 @@ from edgesmith.sdk.config import (
     read_config,
 )
 from edgesmith.sdk.errors import CameraError, StaleFrameError
+from edgesmith.sdk.heap import limit_arenas
 from edgesmith.sdk.loop.account import LoopStats
 from edgesmith.sdk.loop.capture_loop import CaptureLoop
 from edgesmith.sdk.loop.mailbox import POLICIES
@@ -82,6 +83,7 @@ def run(
     rest goes on, and the exit status is 1.
     """
     robot = _robot(bundle, sources, config, options)
+    limit_arenas()
     tally = Tally()
     with ExitStack() as stack:
         chosen = robot.model

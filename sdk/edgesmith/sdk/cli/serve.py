@@ -15,6 +15,7 @@ import click
 
 from edgesmith.sdk.cli.output import console, emit_json
 from edgesmith.sdk.errors import ConfigError
+from edgesmith.sdk.heap import limit_arenas
 from edgesmith.sdk.serve import Service, ServiceSettings, Tls, Token
 from edgesmith.sdk.serve.service import names_of
 
@@ -127,6 +128,7 @@ def serve(
     found = names_of([Path(text) for text in bundles if "=" not in text])
     for name in found.keys() & with_names.keys():
         raise ConfigError(f"two bundles are called {name!r}")
+    limit_arenas()
     service = Service({**with_names, **found}, settings)
     models = [_told(name, served) for name, served in service.models.items()]
     if as_json:

@@ -13,6 +13,7 @@ import logging
 import queue
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -54,12 +55,12 @@ class BatchReport:
     stages_ns: Mapping[str, int]
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)  # no slots: it is referred to weakly
 class _Job:
     framed: bool  # a frame, or rows that the client prepared
     kind: Hashable  # those of one kind share a batch
     rows: int
-    payload: NDArray[Any]
+    payload: NDArray[Any] | None  # until it is prepared
     thresholds: Mapping[str, float]
     arrived_ns: int = field(default_factory=time.monotonic_ns)
     future: Future[Answer] = field(default_factory=Future)
@@ -228,9 +229,13 @@ class Place:
         return self._run(_Job(False, ("rows", rows.shape[1:], rows.dtype.str), len(rows), rows, {}))
 
     def _run(self, job: _Job) -> Future[Answer]:
+        # A job that its own future holds is freed by the garbage collector alone, and its picture with it:
+        # a hundred MiB of them lay about under load.
+        waiting = weakref.ref(job)
+
         def gone(future: Future[Answer]) -> None:
-            if future.cancelled():
-                self._engine._withdraw(job)
+            if future.cancelled() and (withdrawn := waiting()) is not None:
+                self._engine._withdraw(withdrawn)
 
         job.future.add_done_callback(gone)
         return self._engine._submit(job)
@@ -298,7 +303,9 @@ class _Lane:
                 job.future.set_result(Answer(value, run.rows, stages_ms))
 
     def _prepare(self, run: _Run) -> None:
-        payloads = [job.payload for job in run.jobs]
+        payloads = [job.payload for job in run.jobs if job.payload is not None]
+        for job in run.jobs:
+            job.payload = None
         if run.jobs[0].framed:
             run.prepared = self._stages.prepare(payloads)
             return
