@@ -27,7 +27,7 @@ def limit_arenas(count: int = _ARENAS) -> bool:
     library = ctypes.CDLL(None)
     if not hasattr(library, "gnu_get_libc_version"):
         return False
-    held = library.mallopt(_M_ARENA_MAX, count) == 1
+    held = bool(library.mallopt(_M_ARENA_MAX, count) == 1)
     if not held:
         log.warning("the C library does not limit its heaps to %d", count)
     return held

@@ -226,3 +226,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 raise ValueError(f"{role} names {name!r}, which is not among the variants")
         if self.task == "detect" and self.nms is None:
             raise ValueError("a detector's manifest needs nms")
+
+
+def batch_on(manifest: Manifest, backend: object) -> Batch:
+    """The batches that a bundle's graph takes on a backend: the backend's own, or the bundle's range."""
+    own: Batch | None = getattr(backend, "batch", None)
+    return own or manifest.batch

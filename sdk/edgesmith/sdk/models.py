@@ -28,7 +28,7 @@ from edgesmith.sdk.backends.choose import choose_backend
 from edgesmith.sdk.bundle import Bundle
 from edgesmith.sdk.decode import canonical
 from edgesmith.sdk.errors import BackendError, ConfigError
-from edgesmith.sdk.manifest import Nms
+from edgesmith.sdk.manifest import Nms, batch_on
 from edgesmith.sdk.maps import Segmentation, Tensors
 from edgesmith.sdk.preprocess import Geometry, prepare
 from edgesmith.sdk.results import Classifications, Detections
@@ -44,6 +44,7 @@ class Model(ABC, Generic[R]):
     Attributes:
         bundle: the opened file.
         backend: what runs the graph.
+        batch: the batches that it takes; what is missing is filled up, what is more is split.
         timings: nanoseconds of the last call's stages: ``preprocess``, ``infer``, ``postprocess``.
         passed_over: the backends that ``auto`` tried before, each with the reason why it was not taken.
     """
@@ -53,6 +54,7 @@ class Model(ABC, Generic[R]):
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
         self.bundle = bundle
         self.backend = backend
+        self.batch = batch_on(bundle.manifest, backend)
         self.timings: dict[str, int] = {}
         self.passed_over: tuple[tuple[str, str], ...] = ()
         # Two, taken in turn: one is filled while the graph reads the other.
@@ -138,7 +140,7 @@ class Model(ABC, Generic[R]):
         be a thread's own. There are two buffers: a batch holds until the next call but one.
 
         Args:
-            frames: 1 to ``bundle.manifest.batch.max``; of one size where the model takes any size.
+            frames: 1 to ``batch.max``; of one size where the model takes any size.
 
         Raises:
             CameraFormatError: a frame is not BGR uint8 ``(H, W, 3)``.
@@ -181,7 +183,7 @@ class Model(ABC, Generic[R]):
 
     def _batch_of(self, frames: Sequence[Frame8], at: int) -> int:
         """How many frames from ``at`` on go into one run."""
-        most = self.bundle.manifest.batch.max
+        most = self.batch.max
         if self.bundle.manifest.preprocess.size is not None:
             return most
         # Any size goes in: only frames of one size share a tensor.
@@ -194,13 +196,13 @@ class Model(ABC, Generic[R]):
         """The frames prepared, on the backend's device where it does that, and what runs them."""
         device: DevicePreprocess | None = getattr(self.backend, "on_device", None)
         if device is not None:
-            count = max(len(frames), self.bundle.manifest.batch.min)
+            count = max(len(frames), self.batch.min)
             return device.run_prepared, device.prepare(frames, count)
         batch, geometries = self.prepare(frames)
         return partial(self.backend.run, batch), geometries
 
     def _prepare(self, frames: Sequence[Frame8]) -> tuple[Array, list[Geometry]]:
-        preprocess, smallest = self.bundle.manifest.preprocess, self.bundle.manifest.batch.min
+        preprocess, smallest = self.bundle.manifest.preprocess, self.batch.min
         height, width = frames[0].shape[:2] if getattr(frames[0], "ndim", 0) == 3 else (1, 1)
         count = max(len(frames), smallest)
         shape = preprocess.tensor_shape(height, width)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from edgesmith.sdk.alignment import in_order_of
 from edgesmith.sdk.bundle import Bundle
 from edgesmith.sdk.errors import BundleError
-from edgesmith.sdk.manifest import GoldenResize, Preprocess
+from edgesmith.sdk.manifest import GoldenResize, Preprocess, batch_on
 from edgesmith.sdk.preprocess import prepared
 
 # OpenCV's resize rounds differently on x86 and on Arm: one step of a pixel, and never more.
@@ -94,7 +94,7 @@ def backend_test(bundle: Bundle, backend: Runs) -> SelfTest:
         BundleError: the golden data cannot be read.
         BackendError: the run failed.
     """
-    pictures, batch = golden_pictures(bundle), bundle.manifest.batch
+    pictures, batch = golden_pictures(bundle), batch_on(bundle.manifest, backend)
     batches = []
     for at in range(0, len(pictures), batch.max):
         rows = [prepared(bundle.manifest.preprocess, picture)[0] for picture in pictures[at : at + batch.max]]

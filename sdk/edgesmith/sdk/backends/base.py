@@ -46,7 +46,8 @@ class Backend(Protocol):  # not a base class: an integrator's engine fits withou
         variant: which of the bundle's graphs was loaded.
 
     A backend that prepares frames itself has an attribute ``on_device`` with its
-    :class:`DevicePreprocess`; None, or no such attribute, leaves that to the host.
+    :class:`DevicePreprocess`; None, or no such attribute, leaves that to the host. One that takes other
+    batches than the bundle says, such as an engine for a DLA, has them as ``batch``.
     """
 
     name: str

@@ -155,7 +155,7 @@ def _told(name: str, served: Any) -> dict[str, Any]:
         "bundle": served.current.sha256,
         "backend": model.backend.name,
         "variant": model.backend.variant,
-        "max_batch": model.bundle.manifest.batch.max,
+        "max_batch": model.batch.max,
     }
 
 

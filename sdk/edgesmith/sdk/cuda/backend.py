@@ -21,7 +21,7 @@ from edgesmith.sdk.cuda.context import Gpu
 from edgesmith.sdk.cuda.lane import Lane, OpenExecution, Shape, Tensor
 from edgesmith.sdk.cuda.preprocess import FramePreparer
 from edgesmith.sdk.errors import BackendError, BindingError, CudaError
-from edgesmith.sdk.manifest import Preprocess
+from edgesmith.sdk.manifest import Batch, Preprocess
 from edgesmith.sdk.preprocess import Geometry, frame_size
 
 log = logging.getLogger(__name__)
@@ -66,6 +66,7 @@ class DeviceBackend:
         libcuda: of :func:`~edgesmith.sdk.cuda.graph.load_libcuda`; None runs without graphs.
         release: is called once on close, with the context current: lets go of the engine.
         clone: makes the backend of another thread.
+        batch: the batches it takes where these are not the bundle's.
 
     Raises:
         CudaError: there is no stream to be had.
@@ -84,9 +85,11 @@ class DeviceBackend:
         libcuda: Any | None = None,
         release: Callable[[], None] = lambda: None,
         clone: Callable[[], DeviceBackend] | None = None,
+        batch: Batch | None = None,
         stream: Any | None = None,
     ) -> None:
         self.name, self.detail, self.variant = name, detail, variant
+        self.batch = batch
         self._gpu, self._spec, self._open = gpu, spec, open_execution
         self._libcuda, self._release, self._clone = libcuda, release, clone
         self._lanes: dict[Shape, Lane] = {}

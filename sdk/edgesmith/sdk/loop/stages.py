@@ -64,9 +64,8 @@ class ModelStages:
 
     def __init__(self, model: Model[Any], *, score: float | None = None, iou: float | None = None) -> None:
         self.model = model
-        manifest = model.bundle.manifest
         # A model that takes any size puts only frames of one size into a tensor.
-        self.limit = manifest.batch.max if manifest.preprocess.size is not None else 1
+        self.limit = model.batch.max if model.bundle.manifest.preprocess.size is not None else 1
         self._on_device = getattr(model.backend, "on_device", None) is not None
         self._thresholds: dict[str, float | None] = {}
         if isinstance(model, Detector):

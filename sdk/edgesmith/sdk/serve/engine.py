@@ -99,8 +99,9 @@ class Engine:
     ) -> None:
         self.model = models[0]
         manifest = self.model.bundle.manifest
-        self._share = min(share or manifest.batch.max, manifest.batch.max)
-        self.limit = max(limit, manifest.batch.max)
+        most = self.model.batch.max
+        self._share = min(share or most, most)
+        self.limit = max(limit, most)
         self._wait_ns = int(wait_ms * 1e6)
         self._observe = observe
         self._any_size = manifest.preprocess.size is None
@@ -309,7 +310,7 @@ class _Lane:
         if run.jobs[0].framed:
             run.prepared = self._stages.prepare(payloads)
             return
-        smallest = self.model.bundle.manifest.batch.min
+        smallest = self.model.batch.min
         if run.rows < smallest:
             payloads.append(np.zeros((smallest - run.rows, *payloads[0].shape[1:]), payloads[0].dtype))
         run.prepared = np.concatenate(payloads) if len(payloads) > 1 else payloads[0]

@@ -116,7 +116,7 @@ class OpenInference:
 
             def understood() -> tuple[tensors.InferRequest, list[tensors.OutputTensor], Any]:
                 asked, binary = tensors.parsed(body, length)
-                rows = tensors.input_of(asked, binary, manifest)
+                rows = tensors.input_of(asked, binary, manifest, engine.model.batch.max)
                 return asked, tensors.asked_outputs(asked, manifest), rows
 
             asked, outputs, rows = await in_pool(state.pool, deadline, understood)

@@ -121,7 +121,7 @@ def about(served: Served, *, labels: bool = True) -> dict[str, Any]:
         "bundle": served.current.sha256,
         "backend": backend.name,
         "variant": backend.variant,
-        "max_batch": manifest.batch.max,
+        "max_batch": served.model.batch.max,
         "license": manifest.provenance.license,
         "change": msgspec.to_builtins(served.change),
     }

@@ -84,8 +84,8 @@ def parsed(body: bytes, header_length: str | None) -> tuple[InferRequest, memory
     return request, memoryview(body)[length:]
 
 
-def input_of(request: InferRequest, binary: memoryview, manifest: Manifest) -> Array:
-    """The model's one input, ``(n, ...)``.
+def input_of(request: InferRequest, binary: memoryview, manifest: Manifest, most: int) -> Array:
+    """The model's one input, ``(n, ...)`` of up to ``most`` rows.
 
     Raises:
         Refusal: 400, it is another one, or does not fit the model.
@@ -105,8 +105,8 @@ def input_of(request: InferRequest, binary: memoryview, manifest: Manifest) -> A
     )
     if not fits or not rows.size:
         raise Refusal(400, f"{spec.name} has shape {list(rows.shape)}; the model takes {wanted['shape']}")
-    if len(rows) > manifest.batch.max:
-        raise Refusal(400, f"{spec.name} has {len(rows)} rows; the model takes up to {manifest.batch.max}")
+    if len(rows) > most:
+        raise Refusal(400, f"{spec.name} has {len(rows)} rows; the model takes up to {most}")
     return rows
 
 

@@ -345,9 +345,12 @@ class Builder:
                         "Error Code 4: API Usage Error "
                         f"(Dynamic input tensor {value.name} is missing dimensions in profile {number}.)"
                     )
-                fault = _profile_fault(value, profile._shapes[value.name], number)
+                ranges = profile._shapes[value.name]
+                fault = _profile_fault(value, ranges, number)
                 if fault:
                     return f"Error Code 4: API Usage Error ({fault})"
+                if config.default_device_type == self._trt.DeviceType.DLA and len(set(ranges)) > 1:
+                    return f"Error Code 4: API Usage Error (DLA takes no range: {value.name} has {ranges})"
         return self._precision_refusal(network, config)
 
     def _precision_refusal(self, network: Network, config: Config) -> str | None:

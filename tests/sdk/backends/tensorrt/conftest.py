@@ -23,7 +23,7 @@ from edgesmith.sdk.backends.tensorrt.target import Target, detect_target
 from edgesmith.sdk.backends.tensorrt.worker import make_log
 from edgesmith.sdk.bundle import Bundle, write_bundle
 from edgesmith.sdk.errors import BackendError, IncompatibleEngineError
-from edgesmith.sdk.manifest import Manifest, Variant
+from edgesmith.sdk.manifest import Batch, Manifest, Variant
 from edgesmith.sdk.testing.fake_tensorrt import FakeTensorRT, HostMemory
 
 HEAD = '<ir_version: 9, opset_import: ["" : 20]>\nagraph (float[N, 3, 32, 32] images) => (float[N, 3] logits)'
@@ -55,6 +55,8 @@ class FakeBackend:
 
     def __init__(self, trt: Any, engine: Engine) -> None:
         self.variant = engine.record.variant
+        low, best, high = engine.record.key.batch
+        self.batch = Batch(min=low, opt=best, max=high)
         self.detail = f"fake TensorRT {trt.__version__}"
         self.closed = False
         log = make_log(trt)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
+import numpy as np
 import onnx
 import pytest
 
@@ -14,6 +15,8 @@ from edgesmith.sdk.backends.tensorrt.fallback import rollback_of
 from edgesmith.sdk.backends.tensorrt.plan import BuildOptions
 from edgesmith.sdk.bundle import Bundle, write_bundle
 from edgesmith.sdk.errors import BuildError
+from edgesmith.sdk.manifest import Batch
+from edgesmith.sdk.models import Classifier
 from edgesmith.sdk.testing.simulated import read_plan
 
 Make = Callable[..., Any]
@@ -84,6 +87,23 @@ def test_the_new_road_takes_the_graph_with_its_pairs(trio: Bundle, machine: Make
 def test_a_bundle_without_its_members_says_what_to_do(trio: Bundle, machine: Make) -> None:
     with pytest.raises(BuildError, match=r"convert it again with target\.dla, or build without --dla"):
         machine(num_DLA_cores=1).ensure(trio, "int8", BuildOptions(dla=0))
+
+
+def test_a_dla_takes_the_usual_batch_and_the_model_keeps_to_it(with_dla: Bundle, machine: Make) -> None:
+    ranged = msgspec.structs.replace(with_dla.manifest, batch=Batch(min=1, opt=4, max=8))
+    write_bundle(with_dla.path, ranged, {name: with_dla.read(name) for name in ranged.members})
+    bundle, here = Bundle.open(with_dla.path), machine(num_DLA_cores=1)
+    on_gpu, _ = here.ensure(bundle, "int8")
+    on_dla, _ = here.ensure(bundle, "int8", BuildOptions(dla=0))
+    assert (on_gpu.record.key.batch, on_dla.record.key.batch) == ((1, 4, 8), (4, 4, 4))
+    # The self-test's pictures and six frames: filled up, split, and nothing else told than for one alone.
+    frames = [np.full((32, 32, 3), 40 * n, np.uint8) for n in range(6)]
+    with Classifier(bundle, here.load(bundle, options=BuildOptions(dla=0))) as model:
+        assert model.batch == Batch(min=4, opt=4, max=4)
+        batches = [(outputs["logits"].shape, len(geometries)) for outputs, geometries in model.raw(frames)]
+        assert batches == [((4, 3), 4), ((4, 3), 2)]
+        together, singly = model(frames), [model(frame) for frame in frames]
+        assert [found.to_dict() for found in together] == [found.to_dict() for found in singly]
 
 
 def test_where_the_dla_computes_wrongly_the_gpu_takes_its_place(with_dla: Bundle, machine: Make) -> None:

@@ -21,6 +21,7 @@ from edgesmith.sdk.backends.tensorrt.dla import Coverage
 from edgesmith.sdk.backends.tensorrt.target import Target
 from edgesmith.sdk.bundle import Bundle
 from edgesmith.sdk.errors import BuildError, IncompatibleEngineError
+from edgesmith.sdk.manifest import Batch
 
 MAGICS = {b"ftrt": "tensorrt", b"vtrt": "tensorrt-rtx"}
 HEADER_BYTES = 28
@@ -43,7 +44,7 @@ class BuildOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         hardware_compatible: the plan also runs on later GPUs (Ampere or newer); slower, as only what all of
             them have is used. Not for Jetson.
         sparse: use 2:4 sparse kernels where the weights are pruned so.
-        dla: number of the DLA core, None for the GPU.
+        dla: number of the DLA core, None for the GPU. A DLA takes one batch, the bundle's usual one.
         size: ``(H, W)`` of the input for a graph that takes any size.
         compute_capability: build for this GPU (``8.6``) in place of the one that is here: TensorRT-RTX only.
         timeout_s: seconds after which a build is given up.
@@ -193,6 +194,11 @@ def check_header(plan: bytes, target: Target, *, version_compatible: bool = Fals
         )
 
 
+def _batch(batch: Batch, options: BuildOptions) -> tuple[int, int, int]:
+    """A DLA takes one batch: the usual one. The models fill up what is missing and split what is more."""
+    return (batch.min, batch.opt, batch.max) if options.dla is None else (batch.opt,) * 3
+
+
 def identity(bundle: Bundle) -> str:
     """SHA-256 of what a bundle holds, wherever the file lies and whatever it is called."""
     content = "\n".join(f"{name} {member.sha256}" for name, member in sorted(bundle.manifest.members.items()))
@@ -227,6 +233,6 @@ def key_of(
         gpu=target.gpu,
         compute_capability=options.compute_capability or target.compute_capability,
         l4t=target.l4t,
-        batch=(manifest.batch.min, manifest.batch.opt, manifest.batch.max),
+        batch=_batch(manifest.batch, options),
         options=options.in_key(),
     )

@@ -44,7 +44,7 @@ from edgesmith.sdk.errors import (
     IncompatibleEngineError,
     MissingExtraError,
 )
-from edgesmith.sdk.manifest import Preprocess
+from edgesmith.sdk.manifest import Batch, Preprocess
 
 log = logging.getLogger(__name__)
 # TensorRT's own `nptype` knows these too, and raises TypeError for the rest.
@@ -146,6 +146,8 @@ class SharedEngine:
         self.log = make_log(trt)
         self._users, self._lock = 0, threading.Lock()
         options = engine.record.key.options
+        low, best, high = engine.record.key.batch
+        self.batch = Batch(min=low, opt=best, max=high)
         self._runtime: Any = trt.Runtime(self.log)
         if options.get("version_compatible"):
             self._runtime.engine_host_code_allowed = True
@@ -184,6 +186,7 @@ class SharedEngine:
         try:
             return TensorRTBackend(
                 name="tensorrt",
+                batch=self.batch,
                 detail=f"{title_of(self.trt)}, {gpu.facts.name} (SM {gpu.facts.compute_capability})",
                 variant=self.variant,
                 gpu=gpu,
