@@ -13,19 +13,46 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 _PAUSE_S = 0.02  # after a refusal
 
 
+def _inference(prediction: dict[str, Any]) -> dict[str, Any]:
+    """A detection as ours, from centre and size."""
+    x, y, half_w, half_h = (prediction[key] for key in ("x", "y", "width", "height"))
+    half_w, half_h = half_w / 2, half_h / 2
+    box = [x - half_w, y - half_h, x + half_w, y + half_h]
+    return {"label": prediction["class_id"], "score": prediction["confidence"], "box": box}
+
+
+# By kind: the content type, the body for a picture in base64, and the detections in an answer.
+KINDS: dict[str, tuple[str, Callable[[str], bytes], Callable[[Any], Any]]] = {
+    "edgesmith": ("image/jpeg", base64.b64decode, lambda told: told["detections"]),
+    "litserve": (
+        "application/json",
+        lambda picture: json.dumps({"image": picture}).encode(),
+        lambda told: told["detections"],
+    ),
+    "inference": (
+        "application/json",
+        lambda picture: json.dumps(
+            {"model_id": "edgesmith/1", "api_key": "none", "image": {"type": "base64", "value": picture}}
+        ).encode(),
+        lambda told: [_inference(one) for one in told["predictions"]],
+    ),
+}
+
+
 class Load:
     """``clients`` connections to ``HOST:PORT/PATH``, each with one request at a time, of one picture.
 
-    ``kind``: ``image/jpeg`` sends the file as it is, ``application/json`` as base64 under ``image``.
+    ``kind`` is one of :data:`KINDS`: what a request looks like, and where its answer has the detections.
     """
 
-    def __init__(self, address: str, bodies: list[bytes], clients: int, kind: str = "image/jpeg") -> None:
+    def __init__(self, address: str, bodies: list[bytes], clients: int, kind: str = "edgesmith") -> None:
         self.address, self.bodies, self.clients, self.kind = address, bodies, clients, kind
 
     def run(self, seconds: float) -> dict[str, Any]:
@@ -82,6 +109,7 @@ class _Clients:
         host, _, path = told["address"].partition("/")
         self.host, self.port = host.split(":")[0], int(host.split(":")[1])
         self.requests = [_request(f"/{path}", host, body, told["kind"]) for body in told["bodies"]]
+        self.kind = told["kind"]
         self.clients, self.seconds = told["clients"], told["seconds"]
         self.ms: list[float] = []
         self.statuses: dict[str, int] = {}
@@ -124,15 +152,16 @@ class _Clients:
 
     def _keep(self, picture: int, body: bytes) -> None:
         """Each picture's distinct answers once, with how often they came; times in them are left out."""
-        text = json.dumps({"detections": json.loads(body)["detections"]})
+        text = json.dumps({"detections": KINDS[self.kind][2](json.loads(body))})
         key = (picture, hashlib.sha256(text.encode()).digest())
         self.answers.setdefault(key, [text, 0])[1] += 1
 
 
 def _request(path: str, host: str, picture: str, kind: str) -> bytes:
     """All bytes of a request for a picture in base64."""
-    body = base64.b64decode(picture) if kind == "image/jpeg" else json.dumps({"image": picture}).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: {kind}\r\n"
+    content, made, _ = KINDS[kind]
+    body = made(picture)
+    head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: {content}\r\n"
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 

@@ -1,7 +1,7 @@
-"""A served detector under load, against the SDK's own loop and LitServe, in turns.
+"""A served detector under load, against the SDK's own loop, LitServe and Roboflow's inference, in turns.
 
-    python benchmarks/peers/environments.py litserve
-    python benchmarks/serve.py [--seconds 60] [--clients 64] [--bundle yolox.edge] [--without-litserve]
+    python benchmarks/peers/environments.py litserve inference
+    python benchmarks/serve.py [--seconds 60] [--clients 64] [--bundle yolox.edge] [--without-peers]
 
 64 clients on loopback each send the next photograph as soon as they have an answer; every answer is held
 against the SDK's own call. The bars: at least 0.9 of the rate of the SDK's batched loop, which also decodes
@@ -106,7 +106,7 @@ def edgesmith(bundle: Path, queue: int, *more: str) -> Iterator[tuple[int, str, 
     line += ["--deadline-ms", str(DEADLINE_MS), "--watch-s", "0"]
     line += more
     with serving(line, f"http://127.0.0.1:{port}/v2/health/ready") as process:
-        yield process, f"127.0.0.1:{port}/models/yolox/predict", "image/jpeg"
+        yield process, f"127.0.0.1:{port}/models/yolox/predict", "edgesmith"
 
 
 @contextmanager
@@ -117,7 +117,22 @@ def litserve(bundle: Path) -> Iterator[tuple[int, str, str]]:
     line = [str(interpreter("litserve")), str(script), str(bundle), str(port), str(BATCH), str(WAIT_MS)]
     paths = os.pathsep.join(str(ROOT / part) for part in ("sdk", "device_profiles"))
     with serving(line, f"http://127.0.0.1:{port}/health", {"PYTHONPATH": paths}) as process:
-        yield process, f"127.0.0.1:{port}/predict", "application/json"
+        yield process, f"127.0.0.1:{port}/predict", "litserve"
+
+
+@contextmanager
+def inference(bundle: Path) -> Iterator[tuple[int, str, str]]:
+    """Roboflow's inference server over the same bundle and package."""
+    port = free_port()
+    line = [
+        str(interpreter("inference")),
+        str(HERE / "peers" / "inference_server.py"),
+        str(bundle),
+        str(port),
+    ]
+    paths = os.pathsep.join(str(ROOT / part) for part in ("sdk", "device_profiles"))
+    with serving(line, f"http://127.0.0.1:{port}/healthz", {"PYTHONPATH": paths}) as process:
+        yield process, f"127.0.0.1:{port}/infer/object_detection", "inference"
 
 
 def pixels_of(body: bytes) -> Any:
@@ -170,7 +185,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--bundle", type=Path)
-    parser.add_argument("--without-litserve", action="store_true")
+    parser.add_argument("--without-peers", action="store_true")
     options = parser.parse_args()
     files = sorted((ASSETS / "coco_val").glob("*.jpg"))[:PICTURES]
     bodies = [path.read_bytes() for path in files]
@@ -194,8 +209,9 @@ def measure(
         "edgesmith": lambda: edgesmith(bundle, 2 * options.clients),
         "edgesmith, one engine": lambda: edgesmith(bundle, 2 * options.clients, "--instances", "1"),
     }
-    if not options.without_litserve:
+    if not options.without_peers:
         servers["litserve"] = lambda: litserve(bundle)
+        servers["inference"] = lambda: inference(bundle)
     rounds: dict[str, list[Any]] = {name: [] for name in ("sdk", *servers)}
     for number in range(options.rounds):
         order = ["sdk", *servers] if number % 2 == 0 else [*servers, "sdk"][::-1]
