@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="anoth
 
 # Ten threads that allocate at the same time, and how many heaps that makes.
 SCRIPT = """
-import ctypes, io, threading
+import ctypes, threading
 from edgesmith.sdk.heap import limit_arenas
 print(limit_arenas())
 library = ctypes.CDLL(None)
@@ -47,7 +47,7 @@ def told(**environment: str) -> tuple[str, int]:
 def test_threads_share_two_heaps() -> None:
     held, heaps = told()
     assert held == "True"
-    assert heaps <= 2
+    assert 1 <= heaps <= 2
 
 
 def test_the_environment_decides() -> None:

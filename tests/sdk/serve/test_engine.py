@@ -148,12 +148,16 @@ def test_an_answered_picture_is_freed_at_once(make_engine: MakeEngine) -> None:
     try:
         with engine.place() as place:
             frame = color(3)
-            alive = weakref.ref(frame)
+            picture = weakref.ref(frame)
             future = place.submit(frame, {})
+            request = weakref.ref(future)
             del frame
             future.result(10)
             del future
-        until(lambda: alive() is None)
+            until(lambda: picture() is None)
+            # A lane's threads know their last run until the next one comes.
+            place.submit(color(4), {}).result(10)
+            until(lambda: request() is None)
     finally:
         gc.enable()
 

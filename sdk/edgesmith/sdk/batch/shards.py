@@ -86,7 +86,7 @@ class Worker:
         )
         self._thresholds = _thresholds(self.model, options)
         # On a GPU the next pictures are read while it works; on the CPU another process does that.
-        self._ahead = 0 if self.model.backend.name == "cpu" else 2 * self.model.bundle.manifest.batch.max
+        self._ahead = 0 if self.model.backend.name == "cpu" else 2 * self.model.batch.max
 
     def run(self, shard: Shard, at: Callable[[int], None], done: Callable[[int], None]) -> None:
         """Answer a shard and write its part.
@@ -97,7 +97,7 @@ class Worker:
         """
         rows: list[Row] = []
         waiting: list[tuple[str, Image]] = []
-        most = 1 if shard.careful else self.model.bundle.manifest.batch.max
+        most = 1 if shard.careful else self.model.batch.max
         places: dict[int, Row] = {}
 
         def flush() -> None:

@@ -105,7 +105,7 @@ def answers(
             else:
                 got.items.append(item)
         for preprocess, numbers in groups.items():
-            spare = max(models[n].bundle.manifest.batch.min for n in numbers) - 1
+            spare = max(models[n].batch.min for n in numbers) - 1
             for tensor, geometries in _prepared(preprocess, frames, spare):
                 for n in numbers:
                     got.results[n].extend(_read(models[n], tensor, geometries, read))
@@ -134,7 +134,7 @@ def _prepared(
 def _read(
     model: M, tensor: Array, geometries: Sequence[Geometry], read: Callable[[M, Outputs, int, Geometry], R]
 ) -> Iterator[R]:
-    batch = model.bundle.manifest.batch
+    batch = model.batch
     for at in range(0, len(geometries), batch.max):
         part = geometries[at : at + batch.max]
         outputs = model.run_prepared(tensor[at : at + max(len(part), batch.min)])

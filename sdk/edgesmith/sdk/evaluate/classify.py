@@ -25,7 +25,7 @@ def decisions(
     progress: Progress | None = None,
 ) -> Answers[I, Ints]:
     """The best five classes of each picture, best first, by each model."""
-    at_once = min(max(model.bundle.manifest.batch.max for model in models), _MOST_AT_ONCE)
+    at_once = min(max(model.batch.max for model in models), _MOST_AT_ONCE)
     return answers(models, items, load, _best, at_once=at_once, progress=progress)
 
 

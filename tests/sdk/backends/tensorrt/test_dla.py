@@ -15,6 +15,7 @@ from edgesmith.sdk.backends.tensorrt.fallback import rollback_of
 from edgesmith.sdk.backends.tensorrt.plan import BuildOptions
 from edgesmith.sdk.bundle import Bundle, write_bundle
 from edgesmith.sdk.errors import BuildError
+from edgesmith.sdk.evaluate.classify import decisions
 from edgesmith.sdk.manifest import Batch
 from edgesmith.sdk.models import Classifier
 from edgesmith.sdk.testing.simulated import read_plan
@@ -104,6 +105,8 @@ def test_a_dla_takes_the_usual_batch_and_the_model_keeps_to_it(with_dla: Bundle,
         assert batches == [((4, 3), 4), ((4, 3), 2)]
         together, singly = model(frames), [model(frame) for frame in frames]
         assert [found.to_dict() for found in together] == [found.to_dict() for found in singly]
+        best = decisions([model], frames, lambda frame: frame).results[0]
+        assert [list(row) for row in best] == [list(found.labels) for found in singly]
 
 
 def test_where_the_dla_computes_wrongly_the_gpu_takes_its_place(with_dla: Bundle, machine: Make) -> None:
